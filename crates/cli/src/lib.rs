@@ -1,0 +1,1 @@
+//! Tenon as a library.

@@ -1,0 +1,1 @@
+//! Runs planned graphs on the CPU.

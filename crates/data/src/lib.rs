@@ -1,0 +1,1 @@
+//! Data: reading, tokenizers, splits, deterministic order.

@@ -1,0 +1,1 @@
+//! Training: the experiment, the loop, checkpoints, goals.
