@@ -1,1 +1,15 @@
-//! The graph language.
+//! The graph language: types, operations, graphs, automatic differentiation, passes, schedule and memory plan.
+//!
+//! It never runs anything fast and knows no files, no networks, no models and no machine: the reference evaluator is
+//! here to say what a graph means. Start reading at [`op`], then [`tensor`], then [`graph`].
+
+pub mod composite;
+pub mod diagnostic;
+pub mod dim;
+pub mod elementwise;
+pub mod graph;
+pub mod infer;
+mod names;
+pub mod op;
+pub mod tensor;
+pub mod types;
