@@ -11,5 +11,6 @@ pub mod graph;
 pub mod infer;
 mod names;
 pub mod op;
+pub mod passes;
 pub mod tensor;
 pub mod types;
