@@ -18,7 +18,7 @@ pub fn bind(graph: &Graph, bindings: &Bindings) -> Result<Graph, Diagnostic> {
         Ok(op) => {
             let results = visit.replace(op);
             match results.iter().map(|t| t.ty()).find(|ty| !addressable(ty)) {
-                Some(ty) => Err(BindError::Large(ty).diagnostic(graph, visit.node)),
+                Some(ty) => Err(BindError::Large(ty.to_string()).diagnostic(graph, visit.node)),
                 None => Ok(Some(results)),
             }
         }
@@ -37,7 +37,8 @@ enum BindError {
     Unbound(Symbol),
     Zero(Symbol),
     Overflow(Dim),
-    Large(Type),
+    /// The type, printed.
+    Large(String),
 }
 
 impl BindError {
