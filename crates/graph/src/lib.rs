@@ -13,5 +13,6 @@ pub mod infer;
 pub mod lower;
 mod names;
 pub mod op;
+pub mod passes;
 pub mod tensor;
 pub mod types;

@@ -1,0 +1,4 @@
+//! Passes: each takes a graph and makes another.
+
+pub mod bind;
+pub mod rewrite;
