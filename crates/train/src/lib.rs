@@ -1,1 +1,3 @@
 //! Training: the experiment, the loop, checkpoints, goals.
+
+pub mod experiment;
