@@ -197,6 +197,36 @@ fn denormals_zeros_infinities_and_sums_at_the_edge_of_the_range() {
 }
 
 #[test]
+fn bf16_sums_that_start_from_a_denormal_or_round_up_to_the_least_normal_number() {
+    let cpus = cpus();
+    let random = &mut Random(13);
+    for case in 0..40 {
+        // Operands whose own products are normal (and often zero), or some 2^-150 that pull at C.
+        let [a_scale, b_scale] = if case % 2 == 0 {
+            [2f32.powi(-40), 2f32.powi(-60)]
+        } else {
+            [2f32.powi(-75); 2]
+        };
+        let mut spec = plain([BF16, F32], [7, 19, 2 + case % 5], [false, false]);
+        spec.accumulate = true;
+        let (mut taken, a_len, b_len) = (0, spec.m * spec.k, spec.k * spec.n);
+        check(&cpus, &spec, || {
+            taken += 1;
+            let zero = if random.below(3) == 0 { 0.0 } else { 1.0 };
+            if taken <= a_len {
+                random.unit() * a_scale * zero
+            } else if taken <= a_len + b_len {
+                random.unit() * b_scale * zero
+            } else {
+                let near = f32::from_bits(0x0080_0000 + random.below(3) as u32);
+                let tiny = f32::from_bits(random.next() as u32 & 0x80ff_ffff);
+                random.pick(&[near, -near, tiny, 0.0, random.unit()])
+            }
+        });
+    }
+}
+
+#[test]
 fn huge_strides_are_followed() {
     let cpus = cpus();
     let random = &mut Random(5);
