@@ -219,8 +219,9 @@ fn bf16_sums_that_start_from_a_denormal_or_round_up_to_the_least_normal_number()
                 random.unit() * b_scale * zero
             } else {
                 let near = f32::from_bits(0x0080_0000 + random.below(3) as u32);
+                let unit = random.unit();
                 let tiny = f32::from_bits(random.next() as u32 & 0x80ff_ffff);
-                random.pick(&[near, -near, tiny, 0.0, random.unit()])
+                random.pick(&[near, -near, tiny, 0.0, unit])
             }
         });
     }
