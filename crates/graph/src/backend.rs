@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::diagnostic::Site;
 use crate::lower::Program;
+use crate::lower::memory::ALIGNMENT;
 use crate::op::Role;
 use crate::types::Type;
 
@@ -64,7 +65,8 @@ impl Allocation {
             }
         }
         let inputs = Role::ALL.into_iter().map(|role| {
-            let bytes = largest.iter().filter(|((r, _), _)| *r == role).map(|(_, bytes)| bytes).sum();
+            let of_role = largest.iter().filter(|((r, _), _)| *r == role);
+            let bytes = of_role.map(|(_, bytes): (_, &usize)| bytes.next_multiple_of(ALIGNMENT)).sum();
             (role, bytes)
         });
         Allocation {
