@@ -13,4 +13,7 @@ mod names;
 pub mod op;
 pub mod passes;
 pub mod tensor;
+pub mod testing;
+pub mod text;
 pub mod types;
+pub mod verify;
