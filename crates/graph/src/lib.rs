@@ -4,6 +4,7 @@
 //! here to say what a graph means. Start reading at [`op`], then [`tensor`], then [`graph`].
 
 pub mod backend;
+pub mod autodiff;
 pub mod composite;
 pub mod diagnostic;
 pub mod dim;
@@ -15,4 +16,7 @@ mod names;
 pub mod op;
 pub mod passes;
 pub mod tensor;
+pub mod testing;
+pub mod text;
 pub mod types;
+pub mod verify;
