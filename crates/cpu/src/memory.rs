@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use memmap2::MmapMut;
-use tenon_graph::backend::{Allocation, BackendError};
+use tenon_graph::backend::{Allocation, BackendError, input_buffers};
 use tenon_graph::graph::Value;
 use tenon_graph::lower::Program;
 use tenon_graph::lower::memory::{ALIGNMENT, Place};
-use tenon_graph::op::Role;
 
 /// Which mapping an address is in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,7 +29,7 @@ pub struct Address {
 
 /// A named input buffer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct InputBuffer {
+pub struct Slot {
     /// Where it starts in the mapping of inputs.
     pub offset: usize,
     /// Its bytes.
@@ -43,7 +42,7 @@ pub struct Memory {
     arena: MmapMut,
     scratch: MmapMut,
     /// Input buffers by name.
-    pub by_name: BTreeMap<Arc<str>, InputBuffer>,
+    pub by_name: BTreeMap<Arc<str>, Slot>,
     /// The sizes by purpose.
     pub allocation: Allocation,
 }
@@ -67,16 +66,11 @@ impl Memory {
     /// The operating system has no such memory.
     pub fn new(programs: &[Arc<Program>], scratch: usize) -> Result<Memory, BackendError> {
         let allocation = Allocation::of(programs, scratch);
-        let mut sizes: BTreeMap<(Role, Arc<str>), usize> = BTreeMap::new();
-        for (_, name, role, ty) in programs.iter().flat_map(|p| p.graph.inputs()) {
-            let bytes = sizes.entry((role, name.clone())).or_insert(0);
-            *bytes = ty.bytes().max(*bytes);
-        }
         let mut by_name = BTreeMap::new();
         let mut offset = 0;
-        for ((_, name), bytes) in sizes {
-            by_name.insert(name, InputBuffer { offset, bytes });
-            offset += bytes.next_multiple_of(ALIGNMENT);
+        for buffer in input_buffers(programs) {
+            by_name.insert(buffer.name, Slot { offset, bytes: buffer.bytes });
+            offset += buffer.bytes.next_multiple_of(ALIGNMENT);
         }
         Ok(Memory {
             inputs: map("weights, optimizer state and batches", offset)?,

@@ -2,7 +2,7 @@
 
 use tenon_graph::composite::Attrs;
 use tenon_graph::composite::loss::{BCE_WITH_LOGITS, CROSS_ENTROPY, MSE};
-use tenon_graph::composite::{Attr, CompositeDef};
+use tenon_graph::composite::Attr;
 use tenon_graph::op::Role;
 use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Shape, Type};
@@ -40,10 +40,6 @@ pub fn usual(rank: usize) -> Objective {
     if rank == 3 { Objective::NextToken } else { Objective::Classification }
 }
 
-fn call<'g>(b: &'g Builder, def: &'static CompositeDef, operands: &[Tensor<'g>], attrs: Attrs) -> Tensor<'g> {
-    b.composite(def, operands, attrs)[0]
-}
-
 /// The sums of a batch: predictions (`logits`) against `labels`.
 pub fn sums<'g>(objective: Objective, predictions: Tensor<'g>, labels: Tensor<'g>, smoothing: f64) -> Sums<'g> {
     let b = predictions.builder();
@@ -52,7 +48,7 @@ pub fn sums<'g>(objective: Objective, predictions: Tensor<'g>, labels: Tensor<'g
             let attrs = Attrs::default()
                 .with("ignore_index", Attr::Int(IGNORED.into()))
                 .with("label_smoothing", Attr::Float(smoothing));
-            let losses = call(b, &CROSS_ENTROPY, &[predictions, labels], attrs);
+            let losses = b.composite(&CROSS_ENTROPY, &[predictions, labels], attrs)[0];
             let counts = !labels.equal(f64::from(IGNORED));
             let hits = predictions.argmax(-1).reshape(labels.shape()).equal(labels);
             Sums {
@@ -61,20 +57,23 @@ pub fn sums<'g>(objective: Objective, predictions: Tensor<'g>, labels: Tensor<'g
                 correct: Some(hits.cast(DType::F32).sum_all()),
             }
         }
-        Objective::MultiLabel => {
-            let losses = call(b, &BCE_WITH_LOGITS, &[predictions, labels], Attrs::default());
-            let (half, zero) = (labels.constant_like(0.5), predictions.constant_like(0.0));
-            let (present, predicted) = (half.less(labels), zero.less(predictions));
-            let hits = present.and(predicted).or((!present).and(!predicted));
+        Objective::MultiLabel | Objective::Regression => {
+            // Samples that only fill a batch have NaN for targets.
+            let counts = labels.equal(labels);
+            let targets = counts.select(labels, labels.zeros_like());
+            let (def, correct) = if objective == Objective::MultiLabel {
+                let (present, predicted) = (b.scalar(0.5).less(targets), b.scalar(0.0).less(predictions));
+                let hits = present.and(predicted).or((!present).and(!predicted)).and(counts);
+                (&BCE_WITH_LOGITS, Some(hits.cast(DType::F32).sum_all()))
+            } else {
+                (&MSE, None)
+            };
+            let losses = b.composite(def, &[predictions, targets], Attrs::default())[0];
             Sums {
-                loss: losses.sum_all(),
-                count: labels.filled_like(1.0).sum_all(),
-                correct: Some(hits.cast(DType::F32).sum_all()),
+                loss: counts.select(losses, b.scalar(0.0)).sum_all(),
+                count: counts.cast(DType::F32).sum_all(),
+                correct,
             }
-        }
-        Objective::Regression => {
-            let losses = call(b, &MSE, &[predictions, labels], Attrs::default());
-            Sums { loss: losses.sum_all(), count: labels.filled_like(1.0).sum_all(), correct: None }
         }
     }
 }
