@@ -16,11 +16,7 @@
 pub(crate) fn round(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    if x.is_nan() {
-        (bits >> 16 | 0x40) as u16
-    } else {
-        rounded as u16
-    }
+    if x.is_nan() { (bits >> 16 | 0x40) as u16 } else { rounded as u16 }
 }
 
 /// A bf16, given by its bits, as f32.
@@ -33,21 +29,13 @@ pub(crate) fn widen(bits: u16) -> f32 {
 #[inline(always)]
 pub(crate) fn widen_flushed(bits: u16) -> u32 {
     let wide = u32::from(bits) << 16;
-    if wide & 0x7f80_0000 == 0 {
-        wide & 0x8000_0000
-    } else {
-        wide
-    }
+    if wide & 0x7f80_0000 == 0 { wide & 0x8000_0000 } else { wide }
 }
 
 /// `x`, or zero of the same sign if it is denormal.
 #[inline(always)]
 fn flush(x: f32) -> f32 {
-    if x.abs() < f32::MIN_POSITIVE {
-        f32::from_bits(x.to_bits() & 0x8000_0000)
-    } else {
-        x
-    }
+    if x.abs() < f32::MIN_POSITIVE { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
 }
 
 /// `a * b + c`, rounded once, as one half of `vdpbf16ps` computes it. `a` and `b` hold bf16 values.
@@ -59,13 +47,8 @@ pub(crate) fn fma_flushing(a: f32, b: f32, c: f32) -> f32 {
     let sum = a.mul_add(b, c);
     // Where the f32 result is the least normal number, the f64 sum is exact: the product has 16 bits, and the sum's
     // bits span at most 41.
-    let rounded_up =
-        sum.abs() == f32::MIN_POSITIVE && (f64::from(a) * f64::from(b) + f64::from(c)).abs() < TINY;
-    if rounded_up {
-        f32::from_bits(sum.to_bits() & 0x8000_0000)
-    } else {
-        flush(sum)
-    }
+    let rounded_up = sum.abs() == f32::MIN_POSITIVE && (f64::from(a) * f64::from(b) + f64::from(c)).abs() < TINY;
+    if rounded_up { f32::from_bits(sum.to_bits() & 0x8000_0000) } else { flush(sum) }
 }
 
 /// The lowest exponent among nonzero numbers, as the number `2 * |x| - 1` of their bits (zero wraps to the top).

@@ -47,11 +47,7 @@ pub(super) unsafe fn run(
     let bytes = spec.a.dtype.bytes();
     let per_task = (TASK_BYTES / (spec.k * bytes)).clamp(1, spec.n.max(1));
     let chunks = spec.n.div_ceil(per_task);
-    let batches = if spec.m == 0 {
-        0
-    } else {
-        spec.batch[0] * spec.batch[1]
-    };
+    let batches = if spec.m == 0 { 0 } else { spec.batch[0] * spec.batch[1] };
     let operands = &Operands { a, b, c };
     cpu.pool.run(batches * chunks, |task, worker| {
         let (chunk, batch) = (task % chunks, task / chunks);
@@ -62,16 +58,12 @@ pub(super) unsafe fn run(
             let mut rows = [std::ptr::null(); DOT_ROWS];
             let rows = &mut rows[..spec.m];
             for (i, row) in rows.iter_mut().enumerate() {
-                *row = operands
-                    .a
-                    .add(spec.a.offset(batch) + i * spec.a.row_stride * bytes);
+                *row = operands.a.add(spec.a.offset(batch) + i * spec.a.row_stride * bytes);
             }
             let mut out = [0.0; DOT_ROWS];
             let out = &mut out[..spec.m];
             for j in cols.clone() {
-                let row = operands
-                    .b
-                    .add(spec.b.offset(batch) + j * spec.b.col_stride * bytes);
+                let row = operands.b.add(spec.b.offset(batch) + j * spec.b.col_stride * bytes);
                 dots(out, spec.k, rows, row);
                 for (i, &sum) in out.iter().enumerate() {
                     let at = (i * spec.c.row_stride + j * spec.c.col_stride) * spec.c.dtype.bytes();
@@ -83,25 +75,14 @@ pub(super) unsafe fn run(
                         }
                         Float::Bf16 => {
                             let at = at.cast::<u16>();
-                            *at = round(if spec.accumulate {
-                                widen(*at) + sum
-                            } else {
-                                sum
-                            });
+                            *at = round(if spec.accumulate { widen(*at) + sum } else { sum });
                         }
                     }
                 }
             }
         }
         if let Some(epilogue) = epilogue {
-            epilogue(
-                &Strip {
-                    batch,
-                    rows: 0..spec.m,
-                    cols,
-                },
-                worker,
-            );
+            epilogue(&Strip { batch, rows: 0..spec.m, cols }, worker);
         }
     });
 }
@@ -125,12 +106,7 @@ fn select(isa: Isa, dtype: Float) -> Dots {
 
 /// The dot products of f32 rows; `NV` vectors hold the sums.
 #[inline(always)]
-unsafe fn f32_dots<S: Simd, const NV: usize>(
-    out: &mut [f32],
-    k: usize,
-    a: &[*const u8],
-    b: *const u8,
-) {
+unsafe fn f32_dots<S: Simd, const NV: usize>(out: &mut [f32], k: usize, a: &[*const u8], b: *const u8) {
     // SAFETY: the caller's.
     unsafe { all_dots::<S, NV, false>(out, k, a, b) }
 }
@@ -138,12 +114,7 @@ unsafe fn f32_dots<S: Simd, const NV: usize>(
 /// The dot products of bf16 rows, for an instruction set without the pair product: exact steps where a denormal may
 /// occur.
 #[inline(always)]
-unsafe fn bf16_dots<S: Simd, const NV: usize>(
-    out: &mut [f32],
-    k: usize,
-    a: &[*const u8],
-    b: *const u8,
-) {
+unsafe fn bf16_dots<S: Simd, const NV: usize>(out: &mut [f32], k: usize, a: &[*const u8], b: *const u8) {
     // SAFETY: the caller's.
     unsafe {
         let b_low = lowest(b, k);
@@ -162,8 +133,7 @@ unsafe fn bf16_dots<S: Simd, const NV: usize>(
 unsafe fn lowest(row: *const u8, k: usize) -> Lowest {
     // SAFETY: the caller's: the row has k elements.
     let row = unsafe { std::slice::from_raw_parts(row.cast::<u16>(), k) };
-    row.iter()
-        .fold(Lowest::NONE, |low, &bits| low.with(u32::from(bits) << 16))
+    row.iter().fold(Lowest::NONE, |low, &bits| low.with(u32::from(bits) << 16))
 }
 
 #[inline(always)]
@@ -220,22 +190,10 @@ unsafe fn some_dots<S: Simd, const NV: usize, const PAIRS: bool, const M: usize>
             let mut padded = [[0u32; SUMS]; M];
             let mut padded_b = [0u32; SUMS];
             for (lanes, a) in padded.iter_mut().zip(a_rows) {
-                std::ptr::copy_nonoverlapping(
-                    a.add(rounds * SUMS).cast::<u8>(),
-                    lanes.as_mut_ptr().cast(),
-                    rest,
-                );
+                std::ptr::copy_nonoverlapping(a.add(rounds * SUMS).cast::<u8>(), lanes.as_mut_ptr().cast(), rest);
             }
-            std::ptr::copy_nonoverlapping(
-                b_row.add(rounds * SUMS).cast::<u8>(),
-                padded_b.as_mut_ptr().cast(),
-                rest,
-            );
-            add::<S, NV, PAIRS, M>(
-                &mut sums,
-                std::array::from_fn(|i| padded[i].as_ptr()),
-                padded_b.as_ptr(),
-            );
+            std::ptr::copy_nonoverlapping(b_row.add(rounds * SUMS).cast::<u8>(), padded_b.as_mut_ptr().cast(), rest);
+            add::<S, NV, PAIRS, M>(&mut sums, std::array::from_fn(|i| padded[i].as_ptr()), padded_b.as_ptr());
         }
         for (out, sums) in out.iter_mut().zip(sums) {
             let mut lanes = [0.0f32; SUMS];
@@ -261,11 +219,7 @@ unsafe fn add<S: Simd, const NV: usize, const PAIRS: bool, const M: usize>(
             let bj = S::load(b.add(j * S::LANES));
             for i in 0..M {
                 let aj = S::load(a[i].add(j * S::LANES));
-                sums[i][j] = if PAIRS {
-                    S::step_pairs(sums[i][j], aj, bj)
-                } else {
-                    S::step(sums[i][j], aj, bj)
-                };
+                sums[i][j] = if PAIRS { S::step_pairs(sums[i][j], aj, bj) } else { S::step(sums[i][j], aj, bj) };
             }
         }
     }
@@ -292,11 +246,7 @@ unsafe fn flushing_dot(k: usize, a: *const u16, b: *const u16) -> f32 {
         let sum = &mut sums[pair % SUMS];
         for element in [2 * pair + 1, 2 * pair] {
             // SAFETY: the caller's: both rows have k elements.
-            let (a, b) = if element < k {
-                unsafe { (*a.add(element), *b.add(element)) }
-            } else {
-                (0, 0)
-            };
+            let (a, b) = if element < k { unsafe { (*a.add(element), *b.add(element)) } } else { (0, 0) };
             *sum = fma_flushing(widen(a), widen(b), *sum);
         }
     }

@@ -39,14 +39,7 @@ impl Packed {
         let width = n.next_multiple_of(kernels.vector);
         let panels = n.div_ceil(kernels.width());
         let bytes = 4 * (lane.count(k.k) * width + k.count() * panels);
-        Packed {
-            kernels,
-            lane,
-            k,
-            n,
-            width,
-            bytes: bytes.next_multiple_of(ALIGN),
-        }
+        Packed { kernels, lane, k, n, width, bytes: bytes.next_multiple_of(ALIGN) }
     }
 
     fn panels(&self) -> usize {
@@ -56,34 +49,17 @@ impl Packed {
     /// Where a panel of a block starts, and where its lowest exponent is, in 32-bit lanes.
     fn at(&self, block: usize, panel: usize) -> (usize, usize) {
         let (first, len) = self.k.get(block);
-        let panel_at = self.lane.count(first) * self.width
-            + panel * self.kernels.width() * self.lane.count(len);
-        (
-            panel_at,
-            self.lane.count(self.k.k) * self.width + block * self.panels() + panel,
-        )
+        let panel_at = self.lane.count(first) * self.width + panel * self.kernels.width() * self.lane.count(len);
+        (panel_at, self.lane.count(self.k.k) * self.width + block * self.panels() + panel)
     }
 }
 
 /// See [`super::pack_b`].
-pub(super) unsafe fn pack_b(
-    cpu: &Cpu,
-    layout: &Layout,
-    k: usize,
-    n: usize,
-    b: *const u8,
-    dst: *mut u8,
-) {
+pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *const u8, dst: *mut u8) {
     let packed = Packed::new(cpu.isa(), layout.dtype, k, n);
     let packers = Packers::of(cpu.isa());
-    let source = Source {
-        ptr: b,
-        dtype: layout.dtype,
-        k,
-        k_stride: layout.row_stride,
-        cols: n,
-        col_stride: layout.col_stride,
-    };
+    let source =
+        Source { ptr: b, dtype: layout.dtype, k, k_stride: layout.row_stride, cols: n, col_stride: layout.col_stride };
     let (source, dst) = (Shared(source), Shared(dst.cast::<u32>()));
     cpu.pool.run(packed.panels() * packed.k.count(), |task, _| {
         let (block, panel) = (task / packed.panels(), task % packed.panels());
@@ -94,12 +70,7 @@ pub(super) unsafe fn pack_b(
         // SAFETY: the part lies inside B; each task writes its own panel and exponent, inside `packed.bytes`.
         unsafe {
             let part = source.get().part(first, len, col, cols);
-            let lowest = (packers.panel)(
-                &part,
-                packed.lane,
-                dst.get().add(at),
-                packed.kernels.panel_width(cols),
-            );
+            let lowest = (packers.panel)(&part, packed.lane, dst.get().add(at), packed.kernels.panel_width(cols));
             dst.get().add(low).write(lowest.0);
         }
     });
@@ -111,8 +82,7 @@ pub(super) unsafe fn empty(spec: &GemmSpec, c: *mut u8, epilogue: Option<Epilogu
         let batch = [batch / spec.batch[1], batch % spec.batch[1]];
         for i in 0..spec.m {
             for j in 0..spec.n {
-                let at = spec.c.offset(batch)
-                    + (i * spec.c.row_stride + j * spec.c.col_stride) * spec.c.dtype.bytes();
+                let at = spec.c.offset(batch) + (i * spec.c.row_stride + j * spec.c.col_stride) * spec.c.dtype.bytes();
                 if !spec.accumulate {
                     // SAFETY: the caller's: the element lies in C.
                     unsafe { std::ptr::write_bytes(c.add(at), 0, spec.c.dtype.bytes()) };
@@ -122,14 +92,7 @@ pub(super) unsafe fn empty(spec: &GemmSpec, c: *mut u8, epilogue: Option<Epilogu
         if let Some(epilogue) = epilogue
             && spec.m * spec.n > 0
         {
-            epilogue(
-                &Strip {
-                    batch,
-                    rows: 0..spec.m,
-                    cols: 0..spec.n,
-                },
-                0,
-            );
+            epilogue(&Strip { batch, rows: 0..spec.m, cols: 0..spec.n }, 0);
         }
     }
 }
@@ -161,17 +124,7 @@ pub(super) unsafe fn run(
     let packed = Packed::new(cpu.isa(), spec.b.dtype, spec.k, spec.n);
     let packers = Packers::of(cpu.isa());
     let tasks = plan.items.div_ceil(plan.items_per_task);
-    let job = Shared(Job {
-        spec,
-        plan,
-        packed,
-        packers,
-        a,
-        b,
-        c,
-        scratch,
-        epilogue,
-    });
+    let job = Shared(Job { spec, plan, packed, packers, a, b, c, scratch, epilogue });
     let job = &job;
     cpu.pool.run(tasks, |task, worker| {
         let job = &job.0;
@@ -190,13 +143,8 @@ impl Job<'_> {
         let (row_chunk, rest) = (item % plan.rows.1, item / plan.rows.1);
         let (col_chunk, batch) = (rest % plan.cols.1, rest / plan.cols.1);
         let batch = [batch / spec.batch[1], batch % spec.batch[1]];
-        let chunk = |(size, _): (usize, usize), index: usize, end: usize| {
-            index * size..end.min((index + 1) * size)
-        };
-        let (rows, cols) = (
-            chunk(plan.rows, row_chunk, spec.m),
-            chunk(plan.cols, col_chunk, spec.n),
-        );
+        let chunk = |(size, _): (usize, usize), index: usize, end: usize| index * size..end.min((index + 1) * size);
+        let (rows, cols) = (chunk(plan.rows, row_chunk, spec.m), chunk(plan.cols, col_chunk, spec.n));
         // SAFETY: the caller's: offsets of this batch entry, this worker's part of the scratch.
         unsafe {
             let entry = Entry {
@@ -210,11 +158,7 @@ impl Job<'_> {
                     col_stride: spec.a.row_stride,
                 },
                 b: Source {
-                    ptr: if spec.packed_b {
-                        self.b
-                    } else {
-                        self.b.add(spec.b.offset(batch))
-                    },
+                    ptr: if spec.packed_b { self.b } else { self.b.add(spec.b.offset(batch)) },
                     dtype: spec.b.dtype,
                     k: spec.k,
                     k_stride: spec.b.row_stride,
@@ -232,14 +176,7 @@ impl Job<'_> {
                     if block + 1 == plan.k.count()
                         && let Some(epilogue) = self.epilogue
                     {
-                        epilogue(
-                            &Strip {
-                                batch,
-                                rows: rows.clone(),
-                                cols: panel,
-                            },
-                            worker,
-                        );
+                        epilogue(&Strip { batch, rows: rows.clone(), cols: panel }, worker);
                     }
                 }
             }
@@ -274,25 +211,14 @@ impl Entry<'_> {
             let part = self.a.part(first, len, rows.start, rows.len());
             let pack = match plan.a {
                 RowsOfA::InPlace => {
-                    return RowLanes {
-                        ptr: part.ptr,
-                        row_bytes: part.col_stride * part.dtype.bytes(),
-                    };
+                    return RowLanes { ptr: part.ptr, row_bytes: part.col_stride * part.dtype.bytes() };
                 }
                 RowsOfA::Converted => self.job.packers.rows,
                 RowsOfA::Tiles => self.job.packers.tiles,
             };
             let dst = self.scratch.add(plan.scratch.a);
-            pack(
-                &part,
-                plan.lane,
-                dst.cast(),
-                std::slice::from_raw_parts_mut(self.low(), rows.len().div_ceil(ROWS)),
-            );
-            RowLanes {
-                ptr: dst,
-                row_bytes: 4 * plan.lane.count(len),
-            }
+            pack(&part, plan.lane, dst.cast(), std::slice::from_raw_parts_mut(self.low(), rows.len().div_ceil(ROWS)));
+            RowLanes { ptr: dst, row_bytes: 4 * plan.lane.count(len) }
         }
     }
 
@@ -304,13 +230,7 @@ impl Entry<'_> {
 
     /// One panel of B, packed if it has to be, and its lowest exponent.
     unsafe fn pack_b(&self, block: usize, cols: &Range<usize>) -> (*const u32, Lowest) {
-        let Job {
-            plan,
-            packed,
-            packers,
-            spec,
-            ..
-        } = self.job;
+        let Job { plan, packed, packers, spec, .. } = self.job;
         // SAFETY: the panel lies inside B, packed or not; the scratch starts with room for a panel.
         unsafe {
             if spec.packed_b {
@@ -321,38 +241,21 @@ impl Entry<'_> {
             let (first, len) = plan.k.get(block);
             let part = self.b.part(first, len, cols.start, cols.len());
             let dst = self.scratch.cast::<u32>();
-            let low = (packers.panel)(
-                &part,
-                plan.lane,
-                dst,
-                packed.kernels.panel_width(cols.len()),
-            );
+            let low = (packers.panel)(&part, plan.lane, dst, packed.kernels.panel_width(cols.len()));
             (dst, low)
         }
     }
 
     /// All tiles of the row chunk over one panel, for one block of k. `chunk` is the column chunk of the panel.
-    unsafe fn panel(
-        &self,
-        block: usize,
-        rows: &Range<usize>,
-        chunk: &Range<usize>,
-        cols: &Range<usize>,
-        a: RowLanes,
-    ) {
-        let Job {
-            plan, packed, spec, ..
-        } = self.job;
+    unsafe fn panel(&self, block: usize, rows: &Range<usize>, chunk: &Range<usize>, cols: &Range<usize>, a: RowLanes) {
+        let Job { plan, packed, spec, .. } = self.job;
         let lanes = plan.lane.count(plan.k.get(block).1);
         let (starts, ends) = (block == 0 && !spec.accumulate, block + 1 == plan.k.count());
         // SAFETY: the caller's: every pointer stays in A, in C and in this worker's scratch.
         unsafe {
             let (b, b_low) = self.pack_b(block, cols);
             let c = |row: usize| {
-                self.c.add(
-                    (row * spec.c.row_stride + cols.start * spec.c.col_stride)
-                        * spec.c.dtype.bytes(),
-                )
+                self.c.add((row * spec.c.row_stride + cols.start * spec.c.col_stride) * spec.c.dtype.bytes())
             };
             let sums = |row: usize| {
                 let at = (row - rows.start) * plan.cols.0 + (cols.start - chunk.start);
@@ -370,23 +273,11 @@ impl Entry<'_> {
                 let from = first - rows.start;
                 let tiles = plan.a == RowsOfA::Tiles;
                 let a_rows: [*const u32; ROWS] = std::array::from_fn(|i| {
-                    let start = a.ptr.add(
-                        a.row_bytes
-                            * if tiles {
-                                from
-                            } else {
-                                (from + i).min(rows.len() - 1)
-                            },
-                    );
-                    start
-                        .cast::<u32>()
-                        .add(if tiles { i.min(count - 1) } else { 0 })
+                    let start = a.ptr.add(a.row_bytes * if tiles { from } else { (from + i).min(rows.len() - 1) });
+                    start.cast::<u32>().add(if tiles { i.min(count - 1) } else { 0 })
                 });
-                let (init, init_stride) = if plan.sums {
-                    (sums(first), plan.cols.0)
-                } else {
-                    (c(first).cast::<f32>(), spec.c.row_stride)
-                };
+                let (init, init_stride) =
+                    if plan.sums { (sums(first), plan.cols.0) } else { (c(first).cast::<f32>(), spec.c.row_stride) };
                 let (out, out_stride, dtype) = if plan.sums && !ends {
                     (sums(first).cast::<u8>(), plan.cols.0, Float::F32)
                 } else {
@@ -404,8 +295,7 @@ impl Entry<'_> {
                     out_stride,
                     cols: cols.len(),
                 };
-                let low =
-                    (plan.lane == Lane::Widened).then(|| [*self.low().add(from / ROWS), b_low]);
+                let low = (plan.lane == Lane::Widened).then(|| [*self.low().add(from / ROWS), b_low]);
                 packed.kernels.run(&tile, dtype, count, low);
             }
         }

@@ -137,12 +137,7 @@ impl Kernels {
                     rows!(avx512, false, 3),
                     rows!(avx512, false, 4),
                 ],
-                bf16: &[
-                    rows!(avx512, true, 1),
-                    rows!(avx512, true, 2),
-                    rows!(avx512, true, 3),
-                    rows!(avx512, true, 4),
-                ],
+                bf16: &[rows!(avx512, true, 1), rows!(avx512, true, 2), rows!(avx512, true, 3), rows!(avx512, true, 4)],
                 flushing: flushing_avx512,
             },
             #[cfg(target_arch = "x86_64")]
@@ -185,16 +180,9 @@ impl Kernels {
     /// # Safety
     /// As [`Kernel`], for `rows` rows and a panel of `panel_width(tile.cols)` columns.
     #[inline]
-    pub(crate) unsafe fn run(
-        &self,
-        tile: &Tile,
-        out: Float,
-        rows: usize,
-        low: Option<[Lowest; 2]>,
-    ) {
+    pub(crate) unsafe fn run(&self, tile: &Tile, out: Float, rows: usize, low: Option<[Lowest; 2]>) {
         // SAFETY: the caller's.
-        let normal = low
-            .is_none_or(|[a, b]| a.products_are_normal(b) && unsafe { init_is_normal(tile, rows) });
+        let normal = low.is_none_or(|[a, b]| a.products_are_normal(b) && unsafe { init_is_normal(tile, rows) });
         // SAFETY: the caller's.
         unsafe {
             if normal {
@@ -229,8 +217,7 @@ unsafe fn tile<S: Simd, const TO_BF16: bool, const R: usize, const NV: usize>(t:
         if !t.init.is_null() {
             for (i, row) in sums.iter_mut().enumerate() {
                 for (j, sum) in row.iter_mut().enumerate() {
-                    *sum =
-                        S::load_part(t.init.add(i * t.init_stride + j * S::LANES).cast(), part(j));
+                    *sum = S::load_part(t.init.add(i * t.init_stride + j * S::LANES).cast(), part(j));
                 }
             }
         }
@@ -303,11 +290,7 @@ unsafe fn flushing(t: &Tile, out: Float, rows: usize, width: usize) {
             let mut sums = [0.0f32; 64];
             let sums = &mut sums[..width];
             if !t.init.is_null() {
-                std::ptr::copy_nonoverlapping(
-                    t.init.add(i * t.init_stride),
-                    sums.as_mut_ptr(),
-                    t.cols,
-                );
+                std::ptr::copy_nonoverlapping(t.init.add(i * t.init_stride), sums.as_mut_ptr(), t.cols);
             }
             for segment in 0..t.segments {
                 let a = *t.a.add(segment * rows + i);
@@ -321,16 +304,8 @@ unsafe fn flushing(t: &Tile, out: Float, rows: usize, width: usize) {
             }
             for (j, &sum) in sums.iter().enumerate().take(t.cols) {
                 match out {
-                    Float::F32 => t
-                        .out
-                        .cast::<f32>()
-                        .add(i * t.out_stride + j)
-                        .write_unaligned(sum),
-                    Float::Bf16 => t
-                        .out
-                        .cast::<u16>()
-                        .add(i * t.out_stride + j)
-                        .write_unaligned(round(sum)),
+                    Float::F32 => t.out.cast::<f32>().add(i * t.out_stride + j).write_unaligned(sum),
+                    Float::Bf16 => t.out.cast::<u16>().add(i * t.out_stride + j).write_unaligned(round(sum)),
                 }
             }
         }

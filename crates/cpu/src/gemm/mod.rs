@@ -63,29 +63,17 @@ pub struct Layout {
 impl Layout {
     /// Rows of `row_stride` elements one after the other, no batch.
     pub fn row_major(dtype: Float, row_stride: usize) -> Layout {
-        Layout {
-            dtype,
-            row_stride,
-            col_stride: 1,
-            batch_strides: [0, 0],
-        }
+        Layout { dtype, row_stride, col_stride: 1, batch_strides: [0, 0] }
     }
 
     /// The same memory read as the transposed matrix.
     pub fn transposed(self) -> Layout {
-        Layout {
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
+        Layout { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
     /// With strides between batch entries.
     pub fn batched(self, batch_strides: [usize; 2]) -> Layout {
-        Layout {
-            batch_strides,
-            ..self
-        }
+        Layout { batch_strides, ..self }
     }
 
     fn offset(&self, batch: [usize; 2]) -> usize {
@@ -119,25 +107,12 @@ pub struct GemmSpec {
 impl GemmSpec {
     /// A single product that replaces C.
     pub fn new(m: usize, n: usize, k: usize, a: Layout, b: Layout, c: Layout) -> GemmSpec {
-        GemmSpec {
-            m,
-            n,
-            k,
-            batch: [1, 1],
-            a,
-            b,
-            c,
-            accumulate: false,
-            packed_b: false,
-        }
+        GemmSpec { m, n, k, batch: [1, 1], a, b, c, accumulate: false, packed_b: false }
     }
 
     /// Whether the product is computed as dot products (see [`DOT_ROWS`]).
     pub fn is_dot(&self) -> bool {
-        self.m.min(self.n) <= DOT_ROWS
-            && !self.packed_b
-            && self.a.col_stride == 1
-            && self.b.row_stride == 1
+        self.m.min(self.n) <= DOT_ROWS && !self.packed_b && self.a.col_stride == 1 && self.b.row_stride == 1
     }
 
     /// C^T = B^T A^T.
@@ -155,11 +130,7 @@ impl GemmSpec {
     /// Whether the loops run on the transposed product: so that the rows of C are contiguous, or the dot products'
     /// short side is that of A.
     fn is_turned(&self) -> bool {
-        if self.is_dot() {
-            self.m > self.n
-        } else {
-            self.c.col_stride != 1 && self.n != 1
-        }
+        if self.is_dot() { self.m > self.n } else { self.c.col_stride != 1 && self.n != 1 }
     }
 
     /// # Panics
@@ -171,8 +142,7 @@ impl GemmSpec {
             self.a.dtype,
             self.b.dtype
         );
-        let rows_or_cols =
-            self.c.col_stride == 1 || self.n == 1 || self.c.row_stride == 1 || self.m == 1;
+        let rows_or_cols = self.c.col_stride == 1 || self.n == 1 || self.c.row_stride == 1 || self.m == 1;
         assert!(
             rows_or_cols || self.is_dot(),
             "gemm: C has row stride {} and column stride {}; one of them must be 1",
@@ -207,11 +177,7 @@ pub fn gemm_scratch_bytes(spec: &GemmSpec, isa: Isa, threads: usize) -> usize {
     if spec.is_dot() {
         return 0;
     }
-    let plan = if spec.is_turned() {
-        Plan::new(&spec.transposed(), isa)
-    } else {
-        Plan::new(spec, isa)
-    };
+    let plan = if spec.is_turned() { Plan::new(&spec.transposed(), isa) } else { Plan::new(spec, isa) };
     plan.scratch.bytes * threads.max(1)
 }
 
@@ -242,14 +208,7 @@ pub unsafe fn gemm(
     let turn = |strip: &Strip, worker: usize| {
         if let Some(epilogue) = epilogue {
             let (rows, cols) = (strip.cols.clone(), strip.rows.clone());
-            epilogue(
-                &Strip {
-                    batch: strip.batch,
-                    rows,
-                    cols,
-                },
-                worker,
-            );
+            epilogue(&Strip { batch: strip.batch, rows, cols }, worker);
         }
     };
     let (spec, a, b, epilogue) = if spec.is_turned() {

@@ -31,34 +31,19 @@ impl Source {
     pub(crate) unsafe fn part(&self, k: usize, k_len: usize, col: usize, cols: usize) -> Source {
         let at = (k * self.k_stride + col * self.col_stride) * self.dtype.bytes();
         // SAFETY: the caller's.
-        Source {
-            ptr: unsafe { self.ptr.add(at) },
-            k: k_len,
-            cols,
-            ..*self
-        }
+        Source { ptr: unsafe { self.ptr.add(at) }, k: k_len, cols, ..*self }
     }
 
     #[inline(always)]
     unsafe fn f32(&self, k: usize, col: usize) -> u32 {
         // SAFETY: the caller's: k and col lie inside.
-        unsafe {
-            self.ptr
-                .cast::<u32>()
-                .add(k * self.k_stride + col * self.col_stride)
-                .read_unaligned()
-        }
+        unsafe { self.ptr.cast::<u32>().add(k * self.k_stride + col * self.col_stride).read_unaligned() }
     }
 
     #[inline(always)]
     unsafe fn bf16(&self, k: usize, col: usize) -> u16 {
         // SAFETY: the caller's: k and col lie inside.
-        unsafe {
-            self.ptr
-                .cast::<u16>()
-                .add(k * self.k_stride + col * self.col_stride)
-                .read_unaligned()
-        }
+        unsafe { self.ptr.cast::<u16>().add(k * self.k_stride + col * self.col_stride).read_unaligned() }
     }
 
     /// One lane of one column.
@@ -69,20 +54,12 @@ impl Source {
             match kind {
                 Lane::F32 => self.f32(lane, col),
                 Lane::Pair => {
-                    let odd = if 2 * lane + 1 < self.k {
-                        self.bf16(2 * lane + 1, col)
-                    } else {
-                        0
-                    };
+                    let odd = if 2 * lane + 1 < self.k { self.bf16(2 * lane + 1, col) } else { 0 };
                     u32::from(self.bf16(2 * lane, col)) | u32::from(odd) << 16
                 }
                 Lane::Widened => {
                     let k = lane ^ 1;
-                    if k < self.k {
-                        widen_flushed(self.bf16(k, col))
-                    } else {
-                        0
-                    }
+                    if k < self.k { widen_flushed(self.bf16(k, col)) } else { 0 }
                 }
             }
         }
@@ -121,22 +98,12 @@ impl Packers {
     pub(crate) fn of(isa: Isa) -> Packers {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => Packers {
-                panel: x86::panel_avx512,
-                tiles: x86::tiles_avx512,
-                rows: x86::rows_avx512,
-            },
+            Isa::Avx512 | Isa::Avx512Bf16 => {
+                Packers { panel: x86::panel_avx512, tiles: x86::tiles_avx512, rows: x86::rows_avx512 }
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Packers {
-                panel: x86::panel_avx2,
-                tiles: x86::tiles_avx2,
-                rows: x86::rows_avx2,
-            },
-            _ => Packers {
-                panel: panel::<8, [u32; 8]>,
-                tiles,
-                rows,
-            },
+            Isa::Avx2 => Packers { panel: x86::panel_avx2, tiles: x86::tiles_avx2, rows: x86::rows_avx2 },
+            _ => Packers { panel: panel::<8, [u32; 8]>, tiles, rows },
         }
     }
 }
@@ -168,12 +135,7 @@ impl Square<8> for [u32; 8] {
 }
 
 #[inline(always)]
-unsafe fn panel<const N: usize, V: Square<N>>(
-    src: &Source,
-    kind: Lane,
-    dst: *mut u32,
-    width: usize,
-) -> Lowest {
+unsafe fn panel<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
     // SAFETY: the caller's; see `Packers::panel`.
     unsafe {
         if src.cols < width {
@@ -191,13 +153,7 @@ unsafe fn panel<const N: usize, V: Square<N>>(
 
 /// The lanes from `first` on, one by one, for any strides.
 #[inline(always)]
-unsafe fn panel_part(
-    src: &Source,
-    kind: Lane,
-    dst: *mut u32,
-    width: usize,
-    first: usize,
-) -> Lowest {
+unsafe fn panel_part(src: &Source, kind: Lane, dst: *mut u32, width: usize, first: usize) -> Lowest {
     let mut low = Lowest::NONE;
     for lane in first..kind.count(src.k) {
         for col in 0..src.cols {
@@ -230,10 +186,7 @@ unsafe fn panel_contiguous(src: &Source, kind: Lane, dst: *mut u32, width: usize
                     let even = src.ptr.cast::<u16>().add(2 * lane * src.k_stride);
                     let odd = even.add(src.k_stride);
                     for col in 0..src.cols {
-                        let (even, odd) = (
-                            even.add(col).read_unaligned(),
-                            odd.add(col).read_unaligned(),
-                        );
+                        let (even, odd) = (even.add(col).read_unaligned(), odd.add(col).read_unaligned());
                         *dst.add(col) = u32::from(even) | u32::from(odd) << 16;
                     }
                 }
@@ -269,27 +222,11 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
                 for (i, row) in rows.iter_mut().enumerate().take(src.cols - col) {
                     let at = (col + i) * src.col_stride;
                     *row = V::new(match kind {
-                        Lane::F32 => src
-                            .ptr
-                            .cast::<u32>()
-                            .add(at + lane)
-                            .cast::<[u32; N]>()
-                            .read_unaligned(),
-                        Lane::Pair => src
-                            .ptr
-                            .cast::<u16>()
-                            .add(at + 2 * lane)
-                            .cast::<[u32; N]>()
-                            .read_unaligned(),
+                        Lane::F32 => src.ptr.cast::<u32>().add(at + lane).cast::<[u32; N]>().read_unaligned(),
+                        Lane::Pair => src.ptr.cast::<u16>().add(at + 2 * lane).cast::<[u32; N]>().read_unaligned(),
                         Lane::Widened => {
-                            let lanes = src
-                                .ptr
-                                .cast::<u16>()
-                                .add(at + lane)
-                                .cast::<[u16; N]>()
-                                .read_unaligned();
-                            let lanes: [u32; N] =
-                                std::array::from_fn(|l| widen_flushed(lanes[l ^ 1]));
+                            let lanes = src.ptr.cast::<u16>().add(at + lane).cast::<[u16; N]>().read_unaligned();
+                            let lanes: [u32; N] = std::array::from_fn(|l| widen_flushed(lanes[l ^ 1]));
                             for (low, bits) in low.iter_mut().zip(lanes) {
                                 *low = low.with(bits);
                             }
@@ -313,28 +250,13 @@ const GROUP: usize = 8;
 
 /// One lane of `GROUP * ROWS` columns that are next to each other in memory.
 #[inline(always)]
-unsafe fn line(
-    src: &Source,
-    kind: Lane,
-    lane: usize,
-    low: &mut [Lowest; GROUP * ROWS],
-) -> [u32; GROUP * ROWS] {
+unsafe fn line(src: &Source, kind: Lane, lane: usize, low: &mut [Lowest; GROUP * ROWS]) -> [u32; GROUP * ROWS] {
     // SAFETY: the caller's: the lane is whole.
     unsafe {
-        let halves = |k: usize| {
-            src.ptr
-                .cast::<u16>()
-                .add(k * src.k_stride)
-                .cast::<[u16; GROUP * ROWS]>()
-                .read_unaligned()
-        };
+        let halves =
+            |k: usize| src.ptr.cast::<u16>().add(k * src.k_stride).cast::<[u16; GROUP * ROWS]>().read_unaligned();
         match kind {
-            Lane::F32 => src
-                .ptr
-                .cast::<u32>()
-                .add(lane * src.k_stride)
-                .cast::<[u32; GROUP * ROWS]>()
-                .read_unaligned(),
+            Lane::F32 => src.ptr.cast::<u32>().add(lane * src.k_stride).cast::<[u32; GROUP * ROWS]>().read_unaligned(),
             Lane::Pair => {
                 let (even, odd) = (halves(2 * lane), halves(2 * lane + 1));
                 std::array::from_fn(|i| u32::from(even[i]) | u32::from(odd[i]) << 16)
@@ -356,11 +278,7 @@ unsafe fn tiles(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
     unsafe {
         let lanes = kind.count(src.k);
         low.fill(Lowest::NONE);
-        let grouped = if src.col_stride == 1 {
-            src.cols / (GROUP * ROWS) * GROUP
-        } else {
-            0
-        };
+        let grouped = if src.col_stride == 1 { src.cols / (GROUP * ROWS) * GROUP } else { 0 };
         for group in (0..grouped).step_by(GROUP) {
             let dst = dst.add(group * ROWS * lanes);
             let src = src.part(0, src.k, group * ROWS, GROUP * ROWS);
@@ -370,9 +288,7 @@ unsafe fn tiles(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
             for lane in 0..whole {
                 let line = line(&src, kind, lane, &mut lowest);
                 for (tile, part) in line.as_chunks::<ROWS>().0.iter().enumerate() {
-                    dst.add((tile * lanes + lane) * ROWS)
-                        .cast::<[u32; ROWS]>()
-                        .write_unaligned(*part);
+                    dst.add((tile * lanes + lane) * ROWS).cast::<[u32; ROWS]>().write_unaligned(*part);
                 }
             }
             for tile in 0..GROUP {
@@ -399,11 +315,7 @@ unsafe fn rows(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
             let dst = dst.add(row * lanes);
             let from = src.ptr.cast::<u16>().add(row * src.col_stride);
             let low = &mut low[row / ROWS];
-            let whole = if kind == Lane::Widened && src.k_stride == 1 {
-                whole
-            } else {
-                0
-            };
+            let whole = if kind == Lane::Widened && src.k_stride == 1 { whole } else { 0 };
             for lane in (0..whole).step_by(2) {
                 let pair = [
                     widen_flushed(from.add(lane + 1).read_unaligned()),
@@ -490,10 +402,8 @@ mod x86 {
                 }
                 // r[i + c] holds, in its quarter q, column 4 q + c of rows i..i + 4.
                 for c in 0..4 {
-                    let top = [
-                        _mm512_shuffle_i32x4::<0x88>(r[c], r[4 + c]),
-                        _mm512_shuffle_i32x4::<0xdd>(r[c], r[4 + c]),
-                    ];
+                    let top =
+                        [_mm512_shuffle_i32x4::<0x88>(r[c], r[4 + c]), _mm512_shuffle_i32x4::<0xdd>(r[c], r[4 + c])];
                     let low = [
                         _mm512_shuffle_i32x4::<0x88>(r[8 + c], r[12 + c]),
                         _mm512_shuffle_i32x4::<0xdd>(r[8 + c], r[12 + c]),
@@ -515,12 +425,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn panel_avx2(
-        src: &Source,
-        kind: Lane,
-        dst: *mut u32,
-        width: usize,
-    ) -> Lowest {
+    pub(super) unsafe fn panel_avx2(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
         // SAFETY: the module's argument.
         unsafe { panel::<8, __m256i>(src, kind, dst, width) }
     }
@@ -538,12 +443,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn panel_avx512(
-        src: &Source,
-        kind: Lane,
-        dst: *mut u32,
-        width: usize,
-    ) -> Lowest {
+    pub(super) unsafe fn panel_avx512(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
         // SAFETY: the module's argument.
         unsafe { panel::<16, __m512i>(src, kind, dst, width) }
     }

@@ -68,18 +68,8 @@ pub(crate) struct KBlocks {
 
 impl KBlocks {
     pub(crate) fn new(lane: Lane, k: usize) -> KBlocks {
-        let most = if lane == Lane::Pair {
-            2 * BLOCK_LANES
-        } else {
-            BLOCK_LANES
-        };
-        KBlocks {
-            k,
-            block: k
-                .div_ceil(k.div_ceil(most).max(1))
-                .next_multiple_of(2)
-                .max(2),
-        }
+        let most = if lane == Lane::Pair { 2 * BLOCK_LANES } else { BLOCK_LANES };
+        KBlocks { k, block: k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(2).max(2) }
     }
 
     pub(crate) fn count(self) -> usize {
@@ -117,16 +107,8 @@ impl Plan {
         let wanted = |others: usize| ITEMS.div_ceil((batch * others).max(1));
         row_chunks = row_chunks.max(wanted(col_chunks).min(spec.m / LEAST_ROWS));
         col_chunks = col_chunks.max(wanted(row_chunks).min(spec.n * 2 / wide));
-        let rows = spec
-            .m
-            .div_ceil(row_chunks.max(1))
-            .next_multiple_of(ROWS)
-            .max(ROWS);
-        let cols = spec
-            .n
-            .div_ceil(col_chunks.max(1))
-            .next_multiple_of(NARROW)
-            .max(NARROW);
+        let rows = spec.m.div_ceil(row_chunks.max(1)).next_multiple_of(ROWS).max(ROWS);
+        let cols = spec.n.div_ceil(col_chunks.max(1)).next_multiple_of(NARROW).max(NARROW);
         let (row_chunks, col_chunks) = (spec.m.div_ceil(rows), spec.n.div_ceil(cols));
         let items = batch * row_chunks * col_chunks;
         let work = rows.min(spec.m) * cols.min(spec.n) * spec.k;
@@ -142,16 +124,8 @@ impl Plan {
         };
         let panel = Kernels::of(isa, lane).panel_width(cols.min(spec.n).max(1));
         part(if spec.packed_b { 0 } else { 4 * lanes * panel });
-        let packed_a = if a == RowsOfA::InPlace {
-            0
-        } else {
-            4 * lanes * rows.min(spec.m)
-        };
-        let low = if a == RowsOfA::InPlace {
-            0
-        } else {
-            4 * (rows / ROWS)
-        };
+        let packed_a = if a == RowsOfA::InPlace { 0 } else { 4 * lanes * rows.min(spec.m) };
+        let low = if a == RowsOfA::InPlace { 0 } else { 4 * (rows / ROWS) };
         let scratch = Scratch {
             a: part(packed_a),
             low: part(low),

@@ -62,13 +62,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_part(p: *const u32, n: usize) -> [f32; 8] {
         // SAFETY: the caller's: only lanes below n are read.
-        std::array::from_fn(|i| {
-            if i < n {
-                unsafe { p.cast::<f32>().add(i).read_unaligned() }
-            } else {
-                0.0
-            }
-        })
+        std::array::from_fn(|i| if i < n { unsafe { p.cast::<f32>().add(i).read_unaligned() } } else { 0.0 })
     }
 
     #[inline(always)]
@@ -118,12 +112,7 @@ mod x86 {
     #[inline(always)]
     unsafe fn mask8(n: usize) -> __m256i {
         // SAFETY: the module's argument.
-        unsafe {
-            _mm256_cmpgt_epi32(
-                _mm256_set1_epi32(n as i32),
-                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-            )
-        }
+        unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
     }
 
     impl Simd for Avx2 {
@@ -329,10 +318,7 @@ mod x86 {
         unsafe fn step(sum: __m512, a: __m512, b: __m512) -> __m512 {
             // SAFETY: the module's argument; the vector types are 64 bytes of plain numbers.
             unsafe {
-                let (a, b) = (
-                    std::mem::transmute::<__m512, __m512bh>(a),
-                    std::mem::transmute::<__m512, __m512bh>(b),
-                );
+                let (a, b) = (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
                 _mm512_dpbf16_ps(sum, a, b)
             }
         }

@@ -19,23 +19,11 @@ impl Guarded {
         // SAFETY: a fresh private mapping; the page made unreadable is its last one.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let map = libc::mmap(
-                std::ptr::null_mut(),
-                mapped,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                -1,
-                0,
-            );
+            let map = libc::mmap(std::ptr::null_mut(), mapped, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
             assert!(map != libc::MAP_FAILED, "cannot map {mapped} bytes");
             let end = map.cast::<u8>().add(mapped - PAGE);
             assert_eq!(libc::mprotect(end.cast(), PAGE, libc::PROT_NONE), 0);
-            Guarded {
-                map,
-                mapped,
-                start: end.sub(bytes),
-                bytes,
-            }
+            Guarded { map, mapped, start: end.sub(bytes), bytes }
         }
     }
 
@@ -57,9 +45,7 @@ impl Guarded {
         unsafe {
             match dtype {
                 Float::F32 => self.start.cast::<f32>().add(i).read_unaligned(),
-                Float::Bf16 => {
-                    half::bf16::from_bits(self.start.cast::<u16>().add(i).read_unaligned()).to_f32()
-                }
+                Float::Bf16 => half::bf16::from_bits(self.start.cast::<u16>().add(i).read_unaligned()).to_f32(),
             }
         }
     }
@@ -70,11 +56,7 @@ impl Guarded {
         unsafe {
             match dtype {
                 Float::F32 => self.start.cast::<f32>().add(i).write_unaligned(x),
-                Float::Bf16 => self
-                    .start
-                    .cast::<u16>()
-                    .add(i)
-                    .write_unaligned(half::bf16::from_f32(x).to_bits()),
+                Float::Bf16 => self.start.cast::<u16>().add(i).write_unaligned(half::bf16::from_f32(x).to_bits()),
             }
         }
     }
@@ -136,11 +118,7 @@ pub fn batches(spec: &GemmSpec) -> impl Iterator<Item = [usize; 2]> {
 /// exact sum, rounded to 24 bits with an unbounded exponent: here by scaling it up by 2^64 first.
 fn flushing(a: f32, b: f32, c: f32) -> f32 {
     let flush = |x: f32| {
-        if x.is_subnormal() {
-            0.0f32.copysign(x)
-        } else {
-            x
-        }
+        if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
     };
     let (a, b, c) = (flush(a), flush(b), flush(c));
     let up = 2f32.powi(64);
@@ -161,17 +139,11 @@ pub fn element(spec: &GemmSpec, start: f32, k: impl Fn(usize) -> (f32, f32)) -> 
     let take = |i: usize| if i < spec.k { k(i) } else { (0.0, 0.0) };
     let lanes = if bf16 { spec.k.div_ceil(2) } else { spec.k };
     let lane = |sum: f32, lane: usize| {
-        let order = if bf16 {
-            [2 * lane + 1, 2 * lane]
-        } else {
-            [lane, lane]
-        };
-        order[..if bf16 { 2 } else { 1 }]
-            .iter()
-            .fold(sum, |sum, &i| {
-                let (a, b) = take(i);
-                step(a, b, sum)
-            })
+        let order = if bf16 { [2 * lane + 1, 2 * lane] } else { [lane, lane] };
+        order[..if bf16 { 2 } else { 1 }].iter().fold(sum, |sum, &i| {
+            let (a, b) = take(i);
+            step(a, b, sum)
+        })
     };
     if spec.k == 0 {
         return start;
@@ -182,11 +154,7 @@ pub fn element(spec: &GemmSpec, start: f32, k: impl Fn(usize) -> (f32, f32)) -> 
     let mut sums = [0.0f32; SUMS];
     for l in 0..lanes.next_multiple_of(SUMS) {
         let padding = if bf16 { 2 * l >= spec.k } else { l >= spec.k };
-        sums[l % SUMS] = if padding {
-            step(0.0, 0.0, sums[l % SUMS])
-        } else {
-            lane(sums[l % SUMS], l)
-        };
+        sums[l % SUMS] = if padding { step(0.0, 0.0, sums[l % SUMS]) } else { lane(sums[l % SUMS], l) };
     }
     let mut half = SUMS / 2;
     while half > 0 {
@@ -195,11 +163,7 @@ pub fn element(spec: &GemmSpec, start: f32, k: impl Fn(usize) -> (f32, f32)) -> 
         }
         half /= 2;
     }
-    if spec.accumulate {
-        start + sums[0]
-    } else {
-        sums[0]
-    }
+    if spec.accumulate { start + sums[0] } else { sums[0] }
 }
 
 /// What C holds after the product; `a`, `b` and `c` are the memory that the layouts reach.
@@ -211,9 +175,7 @@ pub fn expected(spec: &GemmSpec, a: &[f32], b: &[f32], c: &[f32]) -> Vec<f32> {
                 let c_at = at(&spec.c, batch, i, j);
                 let start = if spec.accumulate { c[c_at] } else { 0.0 };
                 let entry = if spec.packed_b { [0, 0] } else { batch };
-                let sum = element(spec, start, |k| {
-                    (a[at(&spec.a, batch, i, k)], b[at(&spec.b, entry, k, j)])
-                });
+                let sum = element(spec, start, |k| (a[at(&spec.a, batch, i, k)], b[at(&spec.b, entry, k, j)]));
                 out[c_at] = rounded(spec.c.dtype, sum);
             }
         }
@@ -249,19 +211,10 @@ pub fn product(cpu: &Cpu, spec: &GemmSpec, a: &Guarded, b: &Guarded, c: &[f32]) 
 /// Checks the product against the definition, on every supported instruction set and 1, 2 and 3 threads.
 pub fn check(cpus: &[Cpu], spec: &GemmSpec, value: impl FnMut() -> f32) {
     let mut value = value;
-    let mut memory = |layout: &Layout, len: usize| -> Vec<f32> {
-        (0..len).map(|_| rounded(layout.dtype, value())).collect()
-    };
+    let mut memory =
+        |layout: &Layout, len: usize| -> Vec<f32> { (0..len).map(|_| rounded(layout.dtype, value())).collect() };
     let a = memory(&spec.a, reach(&spec.a, spec.m, spec.k, spec.batch));
-    let b = memory(
-        &spec.b,
-        reach(
-            &spec.b,
-            spec.k,
-            spec.n,
-            if spec.packed_b { [1, 1] } else { spec.batch },
-        ),
-    );
+    let b = memory(&spec.b, reach(&spec.b, spec.k, spec.n, if spec.packed_b { [1, 1] } else { spec.batch }));
     let c = memory(&spec.c, reach(&spec.c, spec.m, spec.n, spec.batch));
     let expected = expected(spec, &a, &b, &c);
     let (a, b) = (Guarded::of(spec.a.dtype, &a), Guarded::of(spec.b.dtype, &b));
