@@ -3,6 +3,7 @@
 //! It never runs anything fast and knows no files, no networks, no models and no machine: the reference evaluator is
 //! here to say what a graph means. Start reading at [`op`], then [`tensor`], then [`graph`].
 
+pub mod autodiff;
 pub mod composite;
 pub mod diagnostic;
 pub mod dim;
@@ -11,5 +12,6 @@ pub mod graph;
 pub mod infer;
 mod names;
 pub mod op;
+pub mod passes;
 pub mod tensor;
 pub mod types;
