@@ -15,6 +15,8 @@ pub mod lower;
 mod names;
 pub mod op;
 pub mod passes;
+pub mod random;
+pub mod reference;
 pub mod tensor;
 pub mod testing;
 pub mod text;
