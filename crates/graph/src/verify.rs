@@ -78,10 +78,6 @@ pub(crate) fn well_formed(op: &Op) -> Result<(), String> {
         Op::Composite(c) if !composite(c.def.name).is_some_and(|known| std::ptr::eq(known, c.def)) => {
             Err("the composite is not registered".into())
         }
-        Op::Composite(c) => match c.def.attrs.iter().find(|a| c.attrs.get(a.name).is_none()) {
-            Some(missing) => Err(format!("the setting `{}` is missing", missing.name)),
-            None => Ok(()),
-        },
         _ => Ok(()),
     }
 }

@@ -20,4 +20,5 @@ mod scan;
 mod settings;
 
 pub use parse::{ParseError, parse};
+pub(crate) use print::computation;
 pub use print::print;
