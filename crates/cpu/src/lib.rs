@@ -3,4 +3,6 @@
 //! Start reading at [`isa::Cpu`], the context of every kernel.
 
 pub mod isa;
+pub mod math;
 pub mod pool;
+pub mod simd;
