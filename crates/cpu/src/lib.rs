@@ -3,6 +3,7 @@
 //! Start reading at [`isa::Cpu`], the context of every kernel.
 
 pub mod isa;
+pub mod kernels;
 pub mod math;
 pub mod pool;
 pub mod simd;
