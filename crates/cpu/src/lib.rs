@@ -4,4 +4,7 @@
 
 pub mod gemm;
 pub mod isa;
+pub mod kernels;
+pub mod math;
 pub mod pool;
+pub mod simd;

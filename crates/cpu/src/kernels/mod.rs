@@ -1,0 +1,13 @@
+//! Kernels for what is neither a matrix product nor a row program.
+//!
+//! Each takes a [`Cpu`](crate::isa::Cpu), strided [`View`]s and scratch memory of the size that its `*_scratch_bytes`
+//! says, and allocates nothing. Results depend neither on the number of threads nor on the instruction set: work is
+//! divided by the problem's shape, sums have one order, accumulation is in `f32`.
+//!
+//! Sizes that do not fit each other are mistakes of the caller and panic; only indices found in data are errors.
+
+pub mod attention;
+mod product;
+mod view;
+
+pub use view::{Axes, Element, View, ViewMut};

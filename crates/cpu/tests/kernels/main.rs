@@ -1,0 +1,4 @@
+//! Kernels against naive loops in f64, and against themselves on every instruction set with 1, 2 and 3 threads.
+
+mod attention;
+mod support;
