@@ -2,9 +2,14 @@
 //!
 //! Start reading at [`isa::Cpu`], the context of every kernel, then [`gemm`].
 
+mod dispatch;
 pub mod gemm;
 pub mod isa;
 pub mod kernels;
 pub mod math;
+mod memory;
 pub mod pool;
+mod session;
 pub mod simd;
+
+pub use session::CpuBackend;

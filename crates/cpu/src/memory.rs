@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 use tenon_graph::backend::{Allocation, BackendError, input_buffers};
 use tenon_graph::graph::Value;
 use tenon_graph::lower::Program;
@@ -38,16 +38,16 @@ pub struct Slot {
 
 /// All memory of a session. Pages are zero until written, and cost nothing until touched.
 pub struct Memory {
-    inputs: MmapMut,
-    arena: MmapMut,
-    scratch: MmapMut,
+    inputs: MmapRaw,
+    arena: MmapRaw,
+    scratch: MmapRaw,
     /// Input buffers by name.
     pub by_name: BTreeMap<Arc<str>, Slot>,
     /// The sizes by purpose.
     pub allocation: Allocation,
 }
 
-fn map(what: &str, bytes: usize) -> Result<MmapMut, BackendError> {
+fn map(what: &str, bytes: usize) -> Result<MmapRaw, BackendError> {
     // An empty mapping is refused by the operating system.
     let mapping = MmapMut::map_anon(bytes.max(1)).map_err(|e| BackendError {
         message: format!("cannot allocate {bytes} bytes for {what}: {e}; a smaller `memory` or batch needs less"),
@@ -56,7 +56,7 @@ fn map(what: &str, bytes: usize) -> Result<MmapMut, BackendError> {
     // Large pages spare the first touch of each small one; a system without them works as well.
     #[cfg(target_os = "linux")]
     let _ = mapping.advise(memmap2::Advice::HugePage);
-    Ok(mapping)
+    Ok(mapping.into())
 }
 
 impl Memory {
@@ -92,38 +92,51 @@ impl Memory {
         })
     }
 
-    /// The first byte at an address.
-    pub fn pointer(&mut self, address: Address) -> *mut u8 {
-        let region = match address.region {
-            Region::Inputs => &mut self.inputs,
-            Region::Arena => &mut self.arena,
-        };
-        region[address.offset..].as_mut_ptr()
+    fn region(&self, region: Region) -> &MmapRaw {
+        match region {
+            Region::Inputs => &self.inputs,
+            Region::Arena => &self.arena,
+        }
+    }
+
+    /// The first byte at an address. The pointer is good as long as this memory is, for its whole mapping.
+    pub fn pointer(&self, address: Address) -> *mut u8 {
+        self.region(address.region).as_mut_ptr().wrapping_add(address.offset)
     }
 
     /// The working memory.
-    pub fn scratch(&mut self) -> *mut u8 {
+    pub fn scratch(&self) -> *mut u8 {
         self.scratch.as_mut_ptr()
     }
 
-    /// Bytes at an address.
+    /// Bytes at an address, while nothing runs.
+    ///
+    /// # Panics
+    /// If they are not all there.
     pub fn bytes(&self, address: Address, count: usize) -> &[u8] {
-        let region = match address.region {
-            Region::Inputs => &self.inputs,
-            Region::Arena => &self.arena,
-        };
-        &region[address.offset..address.offset + count]
+        let region = self.region(address.region);
+        assert!(address.offset + count <= region.len(), "{count} bytes at {address:?} of {}", region.len());
+        // SAFETY: inside the mapping, as just checked; who runs kernels on it holds the session, and with it this
+        // memory, exclusively.
+        unsafe { std::slice::from_raw_parts(self.pointer(address), count) }
+    }
+
+    fn slot(&self, name: &str) -> Option<(Address, usize)> {
+        let slot = self.by_name.get(name)?;
+        Some((Address { region: Region::Inputs, offset: slot.offset }, slot.bytes))
     }
 
     /// The buffer of an input.
     pub fn input(&self, name: &str) -> Option<&[u8]> {
-        let buffer = self.by_name.get(name)?;
-        Some(&self.inputs[buffer.offset..buffer.offset + buffer.bytes])
+        let (address, bytes) = self.slot(name)?;
+        Some(self.bytes(address, bytes))
     }
 
     /// The buffer of an input, to be written.
     pub fn input_mut(&mut self, name: &str) -> Option<&mut [u8]> {
-        let buffer = self.by_name.get(name)?;
-        Some(&mut self.inputs[buffer.offset..buffer.offset + buffer.bytes])
+        let (address, bytes) = self.slot(name)?;
+        // SAFETY: the slot is inside the mapping, which is as long as all slots together, and `self` is borrowed
+        // exclusively.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.pointer(address), bytes) })
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tenon_graph::backend::{Allocation, Backend, BackendError, NonFinite, Session};
+use tenon_graph::graph::Value;
 use tenon_graph::lower::Program;
 use tenon_graph::types::{DType, Type};
 
@@ -51,7 +52,7 @@ impl Backend for CpuBackend {
             .into_iter()
             .zip(prepared)
             .map(|(program, kernels)| {
-                let pointers = (0..program.graph.value_count()).map(tenon_graph::graph::Value::new);
+                let pointers = (0..program.graph.value_count()).map(Value::new);
                 let pointers = pointers
                     .map(|v| program.places[v.index()].and_then(|_| memory.address(&program, v)))
                     .map(|address| address.map_or(std::ptr::null_mut(), |a| memory.pointer(a)))
@@ -64,7 +65,14 @@ impl Backend for CpuBackend {
 }
 
 /// The address of every stored value, by value index; null for values without a buffer.
-pub struct Table(pub Vec<*mut u8>);
+pub struct Table(Vec<*mut u8>);
+
+impl Table {
+    /// The first byte of the buffer of a stored value.
+    pub fn get(&self, value: Value) -> *mut u8 {
+        self.0[value.index()]
+    }
+}
 
 // SAFETY: the pointers lead into the mappings of the session that owns the table; only its `&mut` methods follow them.
 unsafe impl Send for Table {}
@@ -93,7 +101,7 @@ impl CpuSession {
     }
 
     /// The first element of a stored value that is not finite.
-    fn non_finite(&self, program: &Program, value: tenon_graph::graph::Value) -> Option<(usize, f32)> {
+    fn non_finite(&self, program: &Program, value: Value) -> Option<(usize, f32)> {
         let ty = program.graph.ty(value);
         let bytes = self.memory.bytes(self.memory.address(program, value)?, ty.bytes());
         let float = |i: usize| match ty.dtype {
