@@ -246,7 +246,7 @@ fn bind_to_data(model: &Model, graph: &Graph, data: &dyn Dataset, batch: usize) 
             PlanError::Data(format!(
                 "`{name}` does not fit: {what} {ty}, the data gives {element}[{}] with a batch of {batch}\n  try: set the hyperparameters of {} that size it",
                 whole.join(", "),
-                model.name
+                model
             ))
         };
         if element != ty.dtype || sizes.len() != ty.shape.rank() {
@@ -268,5 +268,5 @@ fn bind_to_data(model: &Model, graph: &Graph, data: &dyn Dataset, batch: usize) 
 
 /// The model's own limits on its symbols, such as a sequence no longer than its table of positions.
 fn check_limits(model: &Model, bindings: &Bindings) -> Result<(), PlanError> {
-    model.check_limits(bindings).map_err(|e| PlanError::Data(e.to_string()))
+    model.check(bindings).map_err(|e| PlanError::Data(e.to_string()))
 }

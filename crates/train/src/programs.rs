@@ -9,7 +9,7 @@ use tenon_graph::passes::rewrite::rename_inputs;
 use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Shape, Type};
 
-use tenon_nn::Model;
+use tenon_nn::{Model, RANDOM_KEY};
 
 use crate::experiment::{Objective, Train};
 use crate::objective::{labels, sums};
@@ -170,7 +170,7 @@ impl Recipe<'_> {
 
     /// Moves the random key on, so that the next batch draws other numbers.
     fn advance_key(&self, b: &Builder) {
-        let key = b.graph().input("random_key");
+        let key = b.graph().input(RANDOM_KEY);
         if let Some(key) = key {
             let key = b.tensor(key);
             let one = b.iota(0, Type::new(DType::U32, [2usize]));

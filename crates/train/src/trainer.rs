@@ -10,7 +10,7 @@ use tenon_data::{Dataset, ElementType, Split, fill_batch};
 use tenon_graph::backend::{Backend, BackendError, NonFinite, Session};
 use tenon_graph::op::Role;
 use tenon_graph::types::{DType, Type};
-use tenon_nn::Model;
+use tenon_nn::{Model, RANDOM_KEY, initialise};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Contents, Tensor, TensorSpec};
 use crate::experiment::Train;
@@ -124,7 +124,7 @@ const SETS: &[(&str, &[Role])] =
     &[("weights", &[Role::Parameter, Role::State]), ("optimizer", &[Role::Optimizer]), ("control", &[Role::Control])];
 
 /// The buffers that every step counts up, also one that fails.
-const COUNTERS: [&str; 2] = ["step", "random_key"];
+const COUNTERS: [&str; 2] = ["step", RANDOM_KEY];
 
 fn tensor_spec(name: &str, ty: &Type) -> TensorSpec {
     let dtype = match ty.dtype {
@@ -160,9 +160,8 @@ impl<'a> Trainer<'a> {
                 }
             }
         }
-        let declared = model.parameters.iter().chain(&model.states);
-        for parameter in declared {
-            let values = parameter.initialise(train.seed);
+        for parameter in model.variables() {
+            let values = initialise(parameter, train.seed);
             for name in [parameter.name.clone(), format!("ema.{}", parameter.name)] {
                 if let Some(buffer) = session.input_mut(&name) {
                     for (bytes, value) in buffer.chunks_exact_mut(4).zip(&values) {
@@ -171,7 +170,7 @@ impl<'a> Trainer<'a> {
                 }
             }
         }
-        if let Some(key) = session.input_mut("random_key") {
+        if let Some(key) = session.input_mut(RANDOM_KEY) {
             let seed = (train.seed ^ (train.seed >> 32)) as u32;
             key[..4].copy_from_slice(&seed.to_le_bytes());
         }
