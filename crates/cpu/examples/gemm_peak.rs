@@ -66,7 +66,9 @@ mod peak {
         let x = _mm512_set1_ps(black_box(0.5));
         let mut sums = [_mm512_setzero_ps(); 24];
         for _ in 0..PEAK_STEPS {
-            sums = sums.map(|s| _mm512_fmadd_ps(x, x, s));
+            for s in &mut sums {
+                *s = _mm512_fmadd_ps(x, x, *s);
+            }
         }
         black_box(sums);
     }
@@ -77,7 +79,9 @@ mod peak {
         let x = unsafe { std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(black_box(0.5))) };
         let mut sums = [_mm512_setzero_ps(); 24];
         for _ in 0..PEAK_STEPS {
-            sums = sums.map(|s| _mm512_dpbf16_ps(s, x, x));
+            for s in &mut sums {
+                *s = _mm512_dpbf16_ps(*s, x, x);
+            }
         }
         black_box(sums);
     }
@@ -87,7 +91,9 @@ mod peak {
         let x = _mm256_set1_ps(black_box(0.5));
         let mut sums = [_mm256_setzero_ps(); 12];
         for _ in 0..PEAK_STEPS {
-            sums = sums.map(|s| _mm256_fmadd_ps(x, x, s));
+            for s in &mut sums {
+                *s = _mm256_fmadd_ps(x, x, *s);
+            }
         }
         black_box(sums);
     }

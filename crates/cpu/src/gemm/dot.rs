@@ -198,7 +198,7 @@ unsafe fn some_dots<S: Simd, const NV: usize, const PAIRS: bool, const M: usize>
         for (out, sums) in out.iter_mut().zip(sums) {
             let mut lanes = [0.0f32; SUMS];
             for (j, sum) in sums.into_iter().enumerate() {
-                S::store_part(lanes.as_mut_ptr().add(j * S::LANES), sum, S::LANES);
+                S::store(lanes.as_mut_ptr().add(j * S::LANES), sum);
             }
             *out = fold(lanes);
         }

@@ -278,10 +278,10 @@ impl Entry<'_> {
                 });
                 let (init, init_stride) =
                     if plan.sums { (sums(first), plan.cols.0) } else { (c(first).cast::<f32>(), spec.c.row_stride) };
-                let (out, out_stride, dtype) = if plan.sums && !ends {
-                    (sums(first).cast::<u8>(), plan.cols.0, Float::F32)
-                } else {
-                    (c(first), spec.c.row_stride, spec.c.dtype)
+                let (out, out_stride) = match (spec.c.dtype, ends) {
+                    (Float::F32, _) => (c(first).cast(), spec.c.row_stride),
+                    (Float::Bf16, false) => (sums(first), plan.cols.0),
+                    (Float::Bf16, true) => (std::ptr::null_mut(), spec.c.row_stride),
                 };
                 let tile = Tile {
                     a: a_rows.as_ptr(),
@@ -296,7 +296,11 @@ impl Entry<'_> {
                     cols: cols.len(),
                 };
                 let low = (plan.lane == Lane::Widened).then(|| [*self.low().add(from / ROWS), b_low]);
-                packed.kernels.run(&tile, dtype, count, low);
+                if spec.c.dtype == Float::Bf16 && ends {
+                    packed.kernels.run_rounded(&tile, c(first).cast(), count, low);
+                } else {
+                    packed.kernels.run(&tile, count, low);
+                }
             }
         }
     }

@@ -10,14 +10,17 @@
 //! registers; 6 x 2 is the same for AVX2's 16.
 
 use super::Float;
-use super::bf16::{Lowest, fma_flushing, round};
+use super::bf16::{Lowest, fma_flushing};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512, Avx512Pairs};
 use super::simd::{Portable, Simd};
 use crate::isa::Isa;
+use std::mem::MaybeUninit;
 
 /// Rows of a full tile.
 pub(crate) const ROWS: usize = 6;
+/// Columns of the widest panel of any instruction set.
+const WIDTH: usize = 64;
 
 /// What the 32-bit lanes of packed operands hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +69,8 @@ pub(crate) struct Tile {
     pub init: *const f32,
     /// From one row of `init` to the next, in elements.
     pub init_stride: usize,
-    /// `[rows][cols]` of the kernel's output type; may be `init`.
-    pub out: *mut u8,
+    /// `[rows][cols]`; may be `init`.
+    pub out: *mut f32,
     /// From one row of `out` to the next, in elements.
     pub out_stride: usize,
     /// Columns to store, at most `width`.
@@ -85,25 +88,19 @@ pub(crate) type Kernel = unsafe fn(&Tile);
 pub(crate) struct Kernels {
     /// Lanes of a vector.
     pub vector: usize,
-    /// `[vectors - 1][rows - 1]`, f32 output.
-    f32: &'static [[Kernel; ROWS]],
-    /// `[vectors - 1][rows - 1]`, bf16 output.
-    bf16: &'static [[Kernel; ROWS]],
+    /// `[vectors - 1][rows - 1]`
+    tiles: &'static [[Kernel; ROWS]],
     /// The exact form of [`Lane::Widened`] for blocks where a denormal may occur: rows, columns of the panel.
-    flushing: unsafe fn(&Tile, Float, usize, usize),
+    flushing: unsafe fn(&Tile, usize, usize),
+    /// Rounds `rows` by `cols` sums at a row stride of [`WIDTH`] to bf16: sums, destination and its row stride, rows,
+    /// columns.
+    round: unsafe fn(*const f32, *mut u16, usize, usize, usize),
 }
 
-/// `[$f::<$out, 1, $nv>, ..., $f::<$out, ROWS, $nv>]`
+/// `[$f::<1, $nv>, ..., $f::<ROWS, $nv>]`
 macro_rules! rows {
-    ($f:ident, $out:literal, $nv:literal) => {
-        [
-            $f::<$out, 1, $nv>,
-            $f::<$out, 2, $nv>,
-            $f::<$out, 3, $nv>,
-            $f::<$out, 4, $nv>,
-            $f::<$out, 5, $nv>,
-            $f::<$out, 6, $nv>,
-        ]
+    ($f:ident, $nv:literal) => {
+        [$f::<1, $nv>, $f::<2, $nv>, $f::<3, $nv>, $f::<4, $nv>, $f::<5, $nv>, $f::<6, $nv>]
     };
 }
 
@@ -114,51 +111,41 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Lane::Pair) => &Kernels {
                 vector: Avx512Pairs::LANES,
-                f32: &[
-                    rows!(avx512_pairs, false, 1),
-                    rows!(avx512_pairs, false, 2),
-                    rows!(avx512_pairs, false, 3),
-                    rows!(avx512_pairs, false, 4),
-                ],
-                bf16: &[
-                    rows!(avx512_pairs, true, 1),
-                    rows!(avx512_pairs, true, 2),
-                    rows!(avx512_pairs, true, 3),
-                    rows!(avx512_pairs, true, 4),
+                tiles: &[
+                    rows!(avx512_pairs, 1),
+                    rows!(avx512_pairs, 2),
+                    rows!(avx512_pairs, 3),
+                    rows!(avx512_pairs, 4),
                 ],
                 flushing: flushing_avx512,
+                round: round_avx512,
             },
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512 | Isa::Avx512Bf16, _) => &Kernels {
                 vector: Avx512::LANES,
-                f32: &[
-                    rows!(avx512, false, 1),
-                    rows!(avx512, false, 2),
-                    rows!(avx512, false, 3),
-                    rows!(avx512, false, 4),
-                ],
-                bf16: &[rows!(avx512, true, 1), rows!(avx512, true, 2), rows!(avx512, true, 3), rows!(avx512, true, 4)],
+                tiles: &[rows!(avx512, 1), rows!(avx512, 2), rows!(avx512, 3), rows!(avx512, 4)],
                 flushing: flushing_avx512,
+                round: round_avx512,
             },
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, _) => &Kernels {
                 vector: Avx2::LANES,
-                f32: &[rows!(avx2, false, 1), rows!(avx2, false, 2)],
-                bf16: &[rows!(avx2, true, 1), rows!(avx2, true, 2)],
+                tiles: &[rows!(avx2, 1), rows!(avx2, 2)],
                 flushing: flushing_avx2,
+                round: round_avx2,
             },
             _ => &Kernels {
                 vector: Portable::LANES,
-                f32: &[rows!(portable, false, 1), rows!(portable, false, 2)],
-                bf16: &[rows!(portable, true, 1), rows!(portable, true, 2)],
+                tiles: &[rows!(portable, 1), rows!(portable, 2)],
                 flushing,
+                round: round_all::<Portable>,
             },
         }
     }
 
     /// Columns of a full panel.
     pub(crate) fn width(&self) -> usize {
-        self.f32.len() * self.vector
+        self.tiles.len() * self.vector
     }
 
     /// Columns in memory of a panel that holds `cols` columns.
@@ -166,30 +153,36 @@ impl Kernels {
         cols.min(self.width()).next_multiple_of(self.vector)
     }
 
-    /// The kernel for `rows` rows, a panel of `panel_width(cols)` columns and the output type.
-    pub(crate) fn get(&self, out: Float, rows: usize, cols: usize) -> Kernel {
-        let table = match out {
-            Float::F32 => self.f32,
-            Float::Bf16 => self.bf16,
-        };
-        table[cols.div_ceil(self.vector) - 1][rows - 1]
-    }
-
     /// Computes one tile. `low` is the lowest exponents of its A and B if the lanes are [`Lane::Widened`], else `None`.
     ///
     /// # Safety
     /// As [`Kernel`], for `rows` rows and a panel of `panel_width(tile.cols)` columns.
     #[inline]
-    pub(crate) unsafe fn run(&self, tile: &Tile, out: Float, rows: usize, low: Option<[Lowest; 2]>) {
-        // SAFETY: the caller's.
-        let normal = low.is_none_or(|[a, b]| a.products_are_normal(b) && unsafe { init_is_normal(tile, rows) });
+    pub(crate) unsafe fn run(&self, tile: &Tile, rows: usize, low: Option<[Lowest; 2]>) {
         // SAFETY: the caller's.
         unsafe {
-            if normal {
-                self.get(out, rows, tile.cols)(tile);
+            if low.is_none_or(|[a, b]| a.products_are_normal(b) && init_is_normal(tile, rows)) {
+                self.tiles[tile.cols.div_ceil(self.vector) - 1][rows - 1](tile);
             } else {
-                (self.flushing)(tile, out, rows, self.panel_width(tile.cols));
+                (self.flushing)(tile, rows, self.panel_width(tile.cols));
             }
+        }
+    }
+
+    /// As [`Kernels::run`], but the result is rounded to bf16 and stored at `out` instead of `tile.out`.
+    ///
+    /// (The rounding is kept out of the micro-kernel, where its constants would take registers from the sums.)
+    ///
+    /// # Safety
+    /// As [`Kernels::run`]; `out` is valid for `rows` rows of `tile.cols` columns at a row stride of `tile.out_stride`.
+    #[inline]
+    pub(crate) unsafe fn run_rounded(&self, tile: &Tile, out: *mut u16, rows: usize, low: Option<[Lowest; 2]>) {
+        let mut sums = MaybeUninit::<[f32; ROWS * WIDTH]>::uninit();
+        let sums = sums.as_mut_ptr().cast::<f32>();
+        // SAFETY: the caller's; the sums have room for the largest tile, and are read only where the kernel wrote.
+        unsafe {
+            self.run(&Tile { out: sums, out_stride: WIDTH, ..*tile }, rows, low);
+            (self.round)(sums, out, tile.out_stride, rows, tile.cols);
         }
     }
 }
@@ -209,15 +202,17 @@ unsafe fn init_is_normal(tile: &Tile, rows: usize) -> bool {
 }
 
 #[inline(always)]
-unsafe fn tile<S: Simd, const TO_BF16: bool, const R: usize, const NV: usize>(t: &Tile) {
+unsafe fn tile<S: Simd, const R: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller vouches for the instruction set and that the tile's pointers hold for R rows, NV vectors.
     unsafe {
+        let full = t.cols >= NV * S::LANES;
         let part = |j: usize| t.cols.saturating_sub(j * S::LANES).min(S::LANES);
         let mut sums = [[S::zero(); NV]; R];
         if !t.init.is_null() {
             for (i, row) in sums.iter_mut().enumerate() {
                 for (j, sum) in row.iter_mut().enumerate() {
-                    *sum = S::load_part(t.init.add(i * t.init_stride + j * S::LANES).cast(), part(j));
+                    let at = t.init.add(i * t.init_stride + j * S::LANES).cast();
+                    *sum = if full { S::load(at) } else { S::load_part(at, part(j)) };
                 }
             }
         }
@@ -245,49 +240,49 @@ unsafe fn tile<S: Simd, const TO_BF16: bool, const R: usize, const NV: usize>(t:
         }
         for (i, row) in sums.iter().enumerate() {
             for (j, sum) in row.iter().enumerate() {
-                let at = i * t.out_stride + j * S::LANES;
-                if TO_BF16 {
-                    S::round_part(t.out.cast::<u16>().add(at), *sum, part(j));
+                let at = t.out.add(i * t.out_stride + j * S::LANES);
+                if full {
+                    S::store(at, *sum);
                 } else {
-                    S::store_part(t.out.cast::<f32>().add(at), *sum, part(j));
+                    S::store_part(at, *sum, part(j));
                 }
             }
         }
     }
 }
 
-unsafe fn portable<const TO_BF16: bool, const R: usize, const NV: usize>(t: &Tile) {
+unsafe fn portable<const R: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller's; this instruction set is every processor's.
-    unsafe { tile::<Portable, TO_BF16, R, NV>(t) }
+    unsafe { tile::<Portable, R, NV>(t) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const TO_BF16: bool, const R: usize, const NV: usize>(t: &Tile) {
+unsafe fn avx2<const R: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller's.
-    unsafe { tile::<Avx2, TO_BF16, R, NV>(t) }
+    unsafe { tile::<Avx2, R, NV>(t) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn avx512<const TO_BF16: bool, const R: usize, const NV: usize>(t: &Tile) {
+unsafe fn avx512<const R: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller's.
-    unsafe { tile::<Avx512, TO_BF16, R, NV>(t) }
+    unsafe { tile::<Avx512, R, NV>(t) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn avx512_pairs<const TO_BF16: bool, const R: usize, const NV: usize>(t: &Tile) {
+unsafe fn avx512_pairs<const R: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller's.
-    unsafe { tile::<Avx512Pairs, TO_BF16, R, NV>(t) }
+    unsafe { tile::<Avx512Pairs, R, NV>(t) }
 }
 
 #[inline(always)]
-unsafe fn flushing(t: &Tile, out: Float, rows: usize, width: usize) {
+unsafe fn flushing(t: &Tile, rows: usize, width: usize) {
     // SAFETY: the caller vouches that the tile's pointers hold for these sizes.
     unsafe {
         for i in 0..rows {
-            let mut sums = [0.0f32; 64];
+            let mut sums = [0.0f32; WIDTH];
             let sums = &mut sums[..width];
             if !t.init.is_null() {
                 std::ptr::copy_nonoverlapping(t.init.add(i * t.init_stride), sums.as_mut_ptr(), t.cols);
@@ -303,10 +298,7 @@ unsafe fn flushing(t: &Tile, out: Float, rows: usize, width: usize) {
                 }
             }
             for (j, &sum) in sums.iter().enumerate().take(t.cols) {
-                match out {
-                    Float::F32 => t.out.cast::<f32>().add(i * t.out_stride + j).write_unaligned(sum),
-                    Float::Bf16 => t.out.cast::<u16>().add(i * t.out_stride + j).write_unaligned(round(sum)),
-                }
+                *t.out.add(i * t.out_stride + j) = sum;
             }
         }
     }
@@ -314,14 +306,42 @@ unsafe fn flushing(t: &Tile, out: Float, rows: usize, width: usize) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn flushing_avx2(t: &Tile, out: Float, rows: usize, width: usize) {
+unsafe fn flushing_avx2(t: &Tile, rows: usize, width: usize) {
     // SAFETY: the caller's.
-    unsafe { flushing(t, out, rows, width) }
+    unsafe { flushing(t, rows, width) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn flushing_avx512(t: &Tile, out: Float, rows: usize, width: usize) {
+unsafe fn flushing_avx512(t: &Tile, rows: usize, width: usize) {
     // SAFETY: the caller's.
-    unsafe { flushing(t, out, rows, width) }
+    unsafe { flushing(t, rows, width) }
+}
+
+#[inline(always)]
+unsafe fn round_all<S: Simd>(sums: *const f32, out: *mut u16, out_stride: usize, rows: usize, cols: usize) {
+    for i in 0..rows {
+        for j in (0..cols).step_by(S::LANES) {
+            let part = (cols - j).min(S::LANES);
+            // SAFETY: the caller vouches for the instruction set and for `rows` rows of `cols` columns.
+            unsafe {
+                let lanes = S::load_part(sums.add(i * WIDTH + j).cast(), part);
+                S::round_part(out.add(i * out_stride + j), lanes, part);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn round_avx2(sums: *const f32, out: *mut u16, out_stride: usize, rows: usize, cols: usize) {
+    // SAFETY: the caller's.
+    unsafe { round_all::<Avx2>(sums, out, out_stride, rows, cols) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn round_avx512(sums: *const f32, out: *mut u16, out_stride: usize, rows: usize, cols: usize) {
+    // SAFETY: the caller's.
+    unsafe { round_all::<Avx512>(sums, out, out_stride, rows, cols) }
 }

@@ -24,6 +24,8 @@ pub(crate) trait Simd {
     unsafe fn load(p: *const u32) -> Self::V;
     /// The first `n <= LANES` lanes from `p`, the others zero.
     unsafe fn load_part(p: *const u32, n: usize) -> Self::V;
+    /// All lanes to `p`.
+    unsafe fn store(p: *mut f32, v: Self::V);
     /// The first `n <= LANES` lanes to `p`.
     unsafe fn store_part(p: *mut f32, v: Self::V, n: usize);
     /// The first `n <= LANES` lanes to `p`, rounded to bf16.
@@ -63,6 +65,12 @@ impl Simd for Portable {
     unsafe fn load_part(p: *const u32, n: usize) -> [f32; 8] {
         // SAFETY: the caller's: only lanes below n are read.
         std::array::from_fn(|i| if i < n { unsafe { p.cast::<f32>().add(i).read_unaligned() } } else { 0.0 })
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 8]) {
+        // SAFETY: the caller's.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(v) };
     }
 
     #[inline(always)]
@@ -144,15 +152,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m256) {
+            // SAFETY: the module's argument.
+            unsafe { _mm256_storeu_ps(p, v) };
+        }
+
+        #[inline(always)]
         unsafe fn store_part(p: *mut f32, v: __m256, n: usize) {
             // SAFETY: the module's argument.
-            unsafe {
-                if n >= 8 {
-                    _mm256_storeu_ps(p, v);
-                } else {
-                    _mm256_maskstore_ps(p, mask8(n), v);
-                }
-            }
+            unsafe { _mm256_maskstore_ps(p, mask8(n), v) };
         }
 
         #[inline(always)]
@@ -223,15 +231,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            // SAFETY: the module's argument.
+            unsafe { _mm512_storeu_ps(p, v) };
+        }
+
+        #[inline(always)]
         unsafe fn store_part(p: *mut f32, v: __m512, n: usize) {
             // SAFETY: the module's argument.
-            unsafe {
-                if n >= 16 {
-                    _mm512_storeu_ps(p, v);
-                } else {
-                    _mm512_mask_storeu_ps(p, mask16(n), v);
-                }
-            }
+            unsafe { _mm512_mask_storeu_ps(p, mask16(n), v) };
         }
 
         #[inline(always)]
@@ -300,6 +308,12 @@ mod x86 {
         unsafe fn load_part(p: *const u32, n: usize) -> __m512 {
             // SAFETY: the module's argument.
             unsafe { Avx512::load_part(p, n) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            // SAFETY: the module's argument.
+            unsafe { Avx512::store(p, v) }
         }
 
         #[inline(always)]
