@@ -5,6 +5,7 @@
 
 pub mod autodiff;
 pub mod composite;
+pub mod cost;
 pub mod diagnostic;
 pub mod dim;
 pub mod elementwise;
