@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod autodiff;
 pub mod composite;
+pub mod cost;
 pub mod diagnostic;
 pub mod dim;
 pub mod elementwise;

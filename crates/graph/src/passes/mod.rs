@@ -5,6 +5,8 @@ pub mod bind;
 pub mod common;
 pub mod expand;
 pub mod fold;
+pub mod mode;
+pub mod precision;
 pub mod rewrite;
 pub mod rules;
 pub mod simplify;

@@ -87,12 +87,12 @@ pub fn apply(graph: &Graph, rules: &[Rule]) -> Result<Graph, Diagnostic> {
 
 /// The number that all elements of `tensor` are, if it is built from a constant.
 pub fn splat(tensor: Tensor<'_>) -> Option<f64> {
-    let made = Made::of(tensor);
+    let mut made = Made::of(tensor);
+    while let Op::View(View::Reshape(_) | View::Transpose(_) | View::Broadcast(_) | View::Slice { .. }) = made.op {
+        made = Made::of(made.operands[0]);
+    }
     match made.op {
         Op::Source(Source::Constant { value, dtype }) => Some(rounded(dtype, value)),
-        Op::View(View::Reshape(_) | View::Transpose(_) | View::Broadcast(_) | View::Slice { .. }) => {
-            splat(made.operands[0])
-        }
         _ => None,
     }
 }
