@@ -79,6 +79,9 @@ pub trait Lanes: Copy {
     /// `self == b ? x : y`; NaN compares false.
     fn select_eq(self, b: Self, x: Self, y: Self) -> Self;
 
+    /// The columns of a 16 x 16 block of rows.
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES];
+
     /// The sum in the one order of all kernels: lane `i` with `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
     fn sum(self) -> f32;
 }
@@ -102,71 +105,97 @@ impl Cpu {
     }
 }
 
-/// Reads `n <= 16` values, the other lanes 0.
-///
-/// # Safety
-/// The values are readable.
-#[inline(always)]
-pub unsafe fn load_partial<V: Lanes>(from: *const f32, n: usize) -> V {
-    if n == LANES {
-        // SAFETY: as the caller says.
-        return unsafe { V::load(from) };
+/// A float in memory that kernels read and write sixteen at a time: `f32`, or bfloat16 as its bits.
+pub trait Float: Copy {
+    /// Reads 16 values.
+    ///
+    /// # Safety
+    /// They are readable; any alignment.
+    unsafe fn load<V: Lanes>(from: *const Self) -> V;
+    /// Writes 16 values.
+    ///
+    /// # Safety
+    /// They are writable; any alignment.
+    unsafe fn store<V: Lanes>(x: V, to: *mut Self);
+    /// The value.
+    fn get(self) -> f32;
+    /// The nearest of the type.
+    fn from(x: f32) -> Self;
+
+    /// Reads `n <= 16` values, the other lanes 0.
+    ///
+    /// # Safety
+    /// The values are readable.
+    #[inline(always)]
+    unsafe fn load_first<V: Lanes>(from: *const Self, n: usize) -> V {
+        if n == LANES {
+            // SAFETY: as the caller says.
+            return unsafe { Self::load(from) };
+        }
+        let mut lanes = [0.0; LANES];
+        for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+            // SAFETY: as the caller says.
+            *lane = unsafe { from.add(i).read_unaligned() }.get();
+        }
+        V::from_array(lanes)
     }
-    let mut lanes = [0.0; LANES];
-    for (i, lane) in lanes.iter_mut().enumerate().take(n) {
-        // SAFETY: as the caller says.
-        *lane = unsafe { from.add(i).read_unaligned() };
+
+    /// Writes the first `n <= 16` lanes.
+    ///
+    /// # Safety
+    /// The places are writable.
+    #[inline(always)]
+    unsafe fn store_first<V: Lanes>(x: V, to: *mut Self, n: usize) {
+        if n == LANES {
+            // SAFETY: as the caller says.
+            return unsafe { Self::store(x, to) };
+        }
+        for (i, lane) in x.to_array().into_iter().enumerate().take(n) {
+            // SAFETY: as the caller says.
+            unsafe { to.add(i).write_unaligned(Self::from(lane)) };
+        }
     }
-    V::from_array(lanes)
 }
 
-/// Reads `n <= 16` bfloat16 values, the other lanes 0.
-///
-/// # Safety
-/// The values are readable.
-#[inline(always)]
-pub unsafe fn load_partial_bf16<V: Lanes>(from: *const u16, n: usize) -> V {
-    if n == LANES {
+impl Float for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const f32) -> V {
         // SAFETY: as the caller says.
-        return unsafe { V::load_bf16(from) };
+        unsafe { V::load(from) }
     }
-    let mut lanes = [0.0; LANES];
-    for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+    #[inline(always)]
+    unsafe fn store<V: Lanes>(x: V, to: *mut f32) {
         // SAFETY: as the caller says.
-        *lane = widen(unsafe { from.add(i).read_unaligned() });
+        unsafe { x.store(to) }
     }
-    V::from_array(lanes)
-}
-
-/// Writes the first `n <= 16` lanes.
-///
-/// # Safety
-/// The places are writable.
-#[inline(always)]
-pub unsafe fn store_partial<V: Lanes>(x: V, to: *mut f32, n: usize) {
-    if n == LANES {
-        // SAFETY: as the caller says.
-        return unsafe { x.store(to) };
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
     }
-    for (i, lane) in x.to_array().into_iter().enumerate().take(n) {
-        // SAFETY: as the caller says.
-        unsafe { to.add(i).write_unaligned(lane) };
+    #[inline(always)]
+    fn from(x: f32) -> f32 {
+        x
     }
 }
 
-/// Writes the first `n <= 16` lanes as bfloat16.
-///
-/// # Safety
-/// The places are writable.
-#[inline(always)]
-pub unsafe fn store_partial_bf16<V: Lanes>(x: V, to: *mut u16, n: usize) {
-    if n == LANES {
+impl Float for u16 {
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const u16) -> V {
         // SAFETY: as the caller says.
-        return unsafe { x.store_bf16(to) };
+        unsafe { V::load_bf16(from) }
     }
-    for (i, lane) in x.to_array().into_iter().enumerate().take(n) {
+    #[inline(always)]
+    unsafe fn store<V: Lanes>(x: V, to: *mut u16) {
         // SAFETY: as the caller says.
-        unsafe { to.add(i).write_unaligned(narrow(lane)) };
+        unsafe { x.store_bf16(to) }
+    }
+    #[inline(always)]
+    fn get(self) -> f32 {
+        widen(self)
+    }
+    #[inline(always)]
+    fn from(x: f32) -> u16 {
+        narrow(x)
     }
 }
 
@@ -278,6 +307,10 @@ impl Lanes for Portable {
     #[inline(always)]
     fn select_eq(self, b: Self, x: Self, y: Self) -> Self {
         Portable(std::array::from_fn(|i| if self.0[i] == b.0[i] { x.0[i] } else { y.0[i] }))
+    }
+    #[inline(always)]
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        std::array::from_fn(|i| Portable(std::array::from_fn(|j| rows[j].0[i])))
     }
     #[inline(always)]
     fn sum(self) -> f32 {

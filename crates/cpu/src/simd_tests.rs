@@ -17,12 +17,24 @@ impl Task for Everything {
             a.select_gt(b, b, a), a.select_eq(b, a, b), exp(a), exp(b),
         ];
         let mut bits: Vec<u32> = vectors.iter().flat_map(|v| v.to_array()).map(canonical).collect();
+        let rows = std::array::from_fn(|i| V::from_array(std::array::from_fn(|j| self.0[(3 * i + 5 * j) % LANES])));
+        bits.extend(V::transpose(rows).iter().flat_map(|v| v.to_array()).map(f32::to_bits));
         bits.push(canonical(a.sum()));
         let mut narrow = [0u16; LANES];
         // SAFETY: sixteen places.
         unsafe { a.store_bf16(narrow.as_mut_ptr()) };
         // SAFETY: sixteen values.
         let wide = unsafe { V::load_bf16(narrow.as_ptr()) };
+        for n in 0..=LANES {
+            let (mut some, mut few) = ([7.0f32; LANES], [7u16; LANES]);
+            // SAFETY: n places and n values.
+            unsafe {
+                f32::store_first(b, some.as_mut_ptr(), n);
+                u16::store_first(b, few.as_mut_ptr(), n);
+                bits.extend(f32::load_first::<V>(some.as_ptr(), n).to_array().map(f32::to_bits));
+            }
+            bits.extend(some.map(f32::to_bits).into_iter().chain(few.map(u32::from)));
+        }
         bits.extend(narrow.map(u32::from));
         bits.extend(wide.to_array().map(f32::to_bits));
         bits

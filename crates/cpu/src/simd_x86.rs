@@ -45,6 +45,62 @@ fn sum_avx2(eight: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
+/// The columns of an 8 x 8 block of rows.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn transpose_avx2(r: [__m256; 8]) -> [__m256; 8] {
+    let mut out = [_mm256_setzero_ps(); 8];
+    let mut pairs = out;
+    for i in 0..4 {
+        pairs[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        pairs[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    // Column `j` of rows 0..4 in the low half and column `4 + j` in the high half; then the same of rows 4..8.
+    let mut fours = out;
+    for i in [0, 4] {
+        fours[i] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm256_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm256_shuffle_ps::<0xee>(pairs[i + 1], pairs[i + 3]);
+    }
+    for j in 0..4 {
+        out[j] = _mm256_permute2f128_ps::<0x20>(fours[j], fours[4 + j]);
+        out[4 + j] = _mm256_permute2f128_ps::<0x31>(fours[j], fours[4 + j]);
+    }
+    out
+}
+
+/// The columns of a 16 x 16 block of rows.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose_avx512(r: [__m512; LANES]) -> [__m512; LANES] {
+    let mut out = [_mm512_setzero_ps(); LANES];
+    let mut pairs = out;
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    // Quarter `q` of `fours[4 i + j]`: column `4 q + j` of rows `4 i..4 i + 4`.
+    let mut fours = out;
+    for i in [0, 4, 8, 12] {
+        fours[i] = _mm512_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm512_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm512_shuffle_ps::<0x44>(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm512_shuffle_ps::<0xee>(pairs[i + 1], pairs[i + 3]);
+    }
+    for j in 0..4 {
+        let even_low = _mm512_shuffle_f32x4::<0x88>(fours[j], fours[4 + j]);
+        let even_high = _mm512_shuffle_f32x4::<0x88>(fours[8 + j], fours[12 + j]);
+        let odd_low = _mm512_shuffle_f32x4::<0xdd>(fours[j], fours[4 + j]);
+        let odd_high = _mm512_shuffle_f32x4::<0xdd>(fours[8 + j], fours[12 + j]);
+        out[j] = _mm512_shuffle_f32x4::<0x88>(even_low, even_high);
+        out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd_low, odd_high);
+        out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even_low, even_high);
+        out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high);
+    }
+    out
+}
+
 impl Lanes for Avx2 {
     const TILE: usize = 1;
 
@@ -175,6 +231,25 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        let mut out = [rows[0]; LANES];
+        // SAFETY: see `splat`.
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            let (mut top, mut right, mut left, mut end) = ([zero; 8], [zero; 8], [zero; 8], [zero; 8]);
+            for i in 0..8 {
+                (top[i], right[i], left[i], end[i]) = (rows[i].0, rows[i].1, rows[8 + i].0, rows[8 + i].1);
+            }
+            let (top, left) = (transpose_avx2(top), transpose_avx2(left));
+            let (right, end) = (transpose_avx2(right), transpose_avx2(end));
+            for i in 0..8 {
+                out[i] = Avx2(top[i], left[i]);
+                out[8 + i] = Avx2(right[i], end[i]);
+            }
+        }
+        out
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe { sum_avx2(_mm256_add_ps(self.0, self.1)) }
@@ -294,6 +369,22 @@ impl Lanes for Avx512 {
     fn select_eq(self, b: Self, x: Self, y: Self) -> Self {
         // SAFETY: see `splat`.
         unsafe { Avx512(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, b.0), y.0, x.0)) }
+    }
+    #[inline(always)]
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        let mut out = [rows[0]; LANES];
+        // SAFETY: see `splat`.
+        unsafe {
+            let mut raw = [_mm512_setzero_ps(); LANES];
+            for i in 0..LANES {
+                raw[i] = rows[i].0;
+            }
+            let raw = transpose_avx512(raw);
+            for i in 0..LANES {
+                out[i] = Avx512(raw[i]);
+            }
+        }
+        out
     }
     #[inline(always)]
     fn sum(self) -> f32 {

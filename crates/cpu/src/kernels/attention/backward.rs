@@ -164,11 +164,7 @@ impl Task for QueryTile<'_> {
             dout_rows.copy_transposed::<V>(queries, width, 1.0, dout);
             let products = self.context.products(batch, head);
             for i in 0..width {
-                let mut sum = V::splat(0.0);
-                for at in (0..if i < queries { d } else { 0 }).step_by(LANES) {
-                    sum = dout_rows.load::<V>(i, at).mul_add(out_rows.load(i, at), sum);
-                }
-                *product.add(i) = sum.sum();
+                *product.add(i) = if i < queries { dout_rows.dot::<V>(&out_rows, i) } else { 0.0 };
                 *log_sum.add(i) = f32::INFINITY;
                 if i < queries {
                     *products.add(first + i) = *product.add(i);

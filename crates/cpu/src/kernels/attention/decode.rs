@@ -1,11 +1,11 @@
 //! Attention of a single query over a cache: bound by reading keys and values, so they are read once and in place.
 
-use super::tiles::Rows;
+use super::tiles::{Rows, Typed};
 use super::{Attention, Operands, Sizes};
 use crate::isa::Cpu;
 use crate::kernels::view::{Scratch, ViewMut, piece};
 use crate::math::exp;
-use crate::simd::{LANES, Lanes, Task};
+use crate::simd::{Float, LANES, Lanes, Task};
 
 /// Keys of one task.
 const BLOCK: usize = 256;
@@ -84,12 +84,10 @@ impl Task for Block<'_> {
             unsafe {
                 let result = partial_result(&self.scratch, self.sizes, self.batch, head, self.block);
                 Rows::of(&self.operands.query, self.batch, 0, head).copy::<V>(1, self.spec.scale, query);
-                for key in 0..keys {
-                    let mut score = V::splat(0.0);
-                    for at in (0..padded).step_by(LANES) {
-                        score = V::load(query.add(at)).mul_add(key_rows.load(key, at), score);
-                    }
-                    *weights.add(key) = score.sum();
+                if key_rows.is_f32() {
+                    scores::<V, f32>(query, key_rows.typed(), d, keys, weights);
+                } else {
+                    scores::<V, u16>(query, key_rows.typed(), d, keys, weights);
                 }
                 for key in keys..keys.next_multiple_of(LANES) {
                     *weights.add(key) = f32::NEG_INFINITY;
@@ -102,17 +100,71 @@ impl Task for Block<'_> {
                     }
                 }
                 let (max, sum) = weigh::<V>(weights, keys);
-                for at in (0..padded).step_by(LANES) {
-                    let mut total = V::splat(0.0);
-                    for key in 0..keys {
-                        total = V::splat(*weights.add(key)).mul_add(value_rows.load(key, at), total);
-                    }
-                    total.store(result.add(at));
+                if value_rows.is_f32() {
+                    sum_values::<V, f32>(weights, value_rows.typed(), d, keys, result);
+                } else {
+                    sum_values::<V, u16>(weights, value_rows.typed(), d, keys, result);
                 }
                 *result.add(padded) = max;
                 *result.add(padded + 1) = sum;
             }
         }
+    }
+}
+
+/// The products of a query, `[padded]`, and `keys` keys.
+///
+/// # Safety
+/// All exist and `scores` has room for them.
+#[inline(always)]
+unsafe fn scores<V: Lanes, T: Float>(query: *const f32, rows: Typed<T>, d: usize, keys: usize, scores: *mut f32) {
+    let whole = d / LANES * LANES;
+    for key in 0..keys {
+        let mut score = V::splat(0.0);
+        // SAFETY: as the caller says.
+        unsafe {
+            for at in (0..whole).step_by(LANES) {
+                score = V::load(query.add(at)).mul_add(rows.load_whole(key, at), score);
+            }
+            if whole < d {
+                score = V::load(query.add(whole)).mul_add(rows.load(key, whole), score);
+            }
+            *scores.add(key) = score.sum();
+        }
+    }
+}
+
+/// The weighted sum of `keys` values, as `[padded]`.
+///
+/// # Safety
+/// All exist and `sums` has room for it.
+#[inline(always)]
+unsafe fn sum_values<V: Lanes, T: Float>(weights: *const f32, rows: Typed<T>, d: usize, keys: usize, sums: *mut f32) {
+    const VECTORS: usize = 4;
+    let blocks = d / (VECTORS * LANES) * (VECTORS * LANES);
+    for from in (0..blocks).step_by(VECTORS * LANES) {
+        let mut totals = [V::splat(0.0); VECTORS];
+        for key in 0..keys {
+            // SAFETY: as the caller says.
+            let weight = V::splat(unsafe { *weights.add(key) });
+            for (i, total) in totals.iter_mut().enumerate() {
+                // SAFETY: as the caller says.
+                *total = weight.mul_add(unsafe { rows.load_whole(key, from + i * LANES) }, *total);
+            }
+        }
+        for (i, total) in totals.into_iter().enumerate() {
+            // SAFETY: as the caller says.
+            unsafe { total.store(sums.add(from + i * LANES)) };
+        }
+    }
+    for at in (blocks..d).step_by(LANES) {
+        let mut total = V::splat(0.0);
+        for key in 0..keys {
+            // SAFETY: as the caller says.
+            total = unsafe { V::splat(*weights.add(key)).mul_add(rows.load(key, at), total) };
+        }
+        // SAFETY: as the caller says.
+        unsafe { total.store(sums.add(at)) };
     }
 }
 
@@ -186,7 +238,10 @@ impl Task for Combine<'_> {
                 total = V::splat(factor(block)).mul_add(unsafe { V::load(result(block).add(at)) }, total);
             }
             // SAFETY: this task alone writes the output of its head.
-            unsafe { to.store(0, at, total.mul(V::splat(inverse))) };
+            unsafe {
+                let total = total.mul(V::splat(inverse));
+                if to.is_f32() { to.typed::<f32>().store(0, at, total) } else { to.typed::<u16>().store(0, at, total) }
+            }
         }
         let strides = self.log_sum_exp.strides();
         // SAFETY: as above.

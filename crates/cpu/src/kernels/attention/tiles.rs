@@ -2,7 +2,7 @@
 
 use crate::kernels::view::{DType, View, ViewMut};
 use crate::math::exp;
-use crate::simd::{LANES, Lanes, load_partial, load_partial_bf16, store_partial, store_partial_bf16};
+use crate::simd::{Float, LANES, Lanes};
 
 /// Queries of a tile.
 pub(super) const QUERIES: usize = 64;
@@ -33,38 +33,16 @@ impl Rows {
         Rows::of(view, b, start, head)
     }
 
-    /// Sixteen values of one row from column `at` on, 0 beyond its end.
-    ///
-    /// # Safety
-    /// The row exists and can be read.
-    #[inline(always)]
-    pub(super) unsafe fn load<V: Lanes>(&self, row: usize, at: usize) -> V {
-        let n = (self.d - at).min(LANES);
-        let offset = (row * self.stride + at) * self.dtype.size();
-        // SAFETY: inside the row, which exists.
-        unsafe {
-            match self.dtype {
-                DType::F32 => load_partial(self.ptr.add(offset).cast(), n),
-                _ => load_partial_bf16(self.ptr.add(offset).cast(), n),
-            }
-        }
+    /// The rows' pointer, stride and element type for code that is generic over it.
+    pub(super) fn typed<T: Float>(&self) -> Typed<T> {
+        debug_assert_eq!(size_of::<T>(), self.dtype.size());
+        Typed { ptr: self.ptr.cast_mut().cast(), stride: self.stride, d: self.d }
     }
 
-    /// Writes sixteen values of one row from column `at` on, those beyond its end dropped.
-    ///
-    /// # Safety
-    /// The row exists, came from a `ViewMut` and is written by this thread alone.
+    /// Whether the elements are `f32` and not `bf16`.
     #[inline(always)]
-    pub(super) unsafe fn store<V: Lanes>(&self, row: usize, at: usize, x: V) {
-        let n = (self.d - at).min(LANES);
-        let to = self.ptr.wrapping_add((row * self.stride + at) * self.dtype.size()).cast_mut();
-        // SAFETY: inside the row, which is ours.
-        unsafe {
-            match self.dtype {
-                DType::F32 => store_partial(x, to.cast(), n),
-                _ => store_partial_bf16(x, to.cast(), n),
-            }
-        }
+    pub(super) fn is_f32(&self) -> bool {
+        self.dtype == DType::F32
     }
 
     /// Copies `n` rows times `scale` to `to`, as `[n][padded]` with zeros beyond `d`.
@@ -73,12 +51,9 @@ impl Rows {
     /// The rows can be read and `to` has the room.
     #[inline(always)]
     pub(super) unsafe fn copy<V: Lanes>(&self, n: usize, scale: f32, to: *mut f32) {
-        let padded = self.d.next_multiple_of(LANES);
-        for row in 0..n {
-            for at in (0..padded).step_by(LANES) {
-                // SAFETY: as the caller says.
-                unsafe { self.load::<V>(row, at).mul(V::splat(scale)).store(to.add(row * padded + at)) };
-            }
+        // SAFETY: as the caller says.
+        unsafe {
+            if self.is_f32() { self.typed::<f32>().copy::<V>(n, scale, to) } else { self.typed::<u16>().copy::<V>(n, scale, to) }
         }
     }
 
@@ -89,24 +64,38 @@ impl Rows {
     /// The rows can be read and `to` has the room.
     #[inline(always)]
     pub(super) unsafe fn copy_transposed<V: Lanes>(&self, n: usize, width: usize, scale: f32, to: *mut f32) {
-        for first in (0..width).step_by(LANES) {
-            let rows = n.saturating_sub(first).min(LANES);
-            for at in (0..self.d).step_by(LANES) {
-                let mut block = [[0.0; LANES]; LANES];
-                for (i, row) in block.iter_mut().enumerate().take(rows) {
-                    // SAFETY: one of the caller's rows.
-                    *row = unsafe { self.load::<V>(first + i, at) }.mul(V::splat(scale)).to_array();
-                }
-                for j in 0..(self.d - at).min(LANES) {
-                    let mut column = [0.0; LANES];
-                    for (place, row) in column.iter_mut().zip(&block) {
-                        *place = row[j];
-                    }
-                    // SAFETY: row `at + j < d` of `to`, columns below `width`.
-                    unsafe { V::from_array(column).store(to.add((at + j) * width + first)) };
-                }
+        // SAFETY: as the caller says.
+        unsafe {
+            if self.is_f32() {
+                self.typed::<f32>().copy_transposed::<V>(n, width, scale, to);
+            } else {
+                self.typed::<u16>().copy_transposed::<V>(n, width, scale, to);
             }
         }
+    }
+
+    /// The product of a row with the same row of `other`: sixteen chains, then their sum.
+    ///
+    /// # Safety
+    /// The rows can be read.
+    #[inline(always)]
+    pub(super) unsafe fn dot<V: Lanes>(&self, other: &Rows, row: usize) -> f32 {
+        let mut sum = V::splat(0.0);
+        for at in (0..self.d).step_by(LANES) {
+            // SAFETY: as the caller says.
+            unsafe { sum = self.load::<V>(row, at).mul_add(other.load(row, at), sum) };
+        }
+        sum.sum()
+    }
+
+    /// Sixteen values of one row from column `at` on, 0 beyond its end.
+    ///
+    /// # Safety
+    /// The row exists and can be read.
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(&self, row: usize, at: usize) -> V {
+        // SAFETY: as the caller says.
+        unsafe { if self.is_f32() { self.typed::<f32>().load(row, at) } else { self.typed::<u16>().load(row, at) } }
     }
 
     /// Writes `n` rows from `from`, `[n][padded]`, each times its factor.
@@ -120,7 +109,98 @@ impl Rows {
             let factor = V::splat(factor(row));
             for at in (0..padded).step_by(LANES) {
                 // SAFETY: as the caller says.
-                unsafe { self.store::<V>(row, at, V::load(from.add(row * padded + at)).mul(factor)) };
+                unsafe {
+                    let x = V::load(from.add(row * padded + at)).mul(factor);
+                    if self.is_f32() { self.typed::<f32>().store(row, at, x) } else { self.typed::<u16>().store(row, at, x) }
+                }
+            }
+        }
+    }
+}
+
+/// [`Rows`] of a known element type.
+#[derive(Clone, Copy)]
+pub(super) struct Typed<T> {
+    ptr: *mut T,
+    stride: usize,
+    d: usize,
+}
+
+impl<T: Float> Typed<T> {
+    /// Sixteen values of one row from column `at` on, 0 beyond its end.
+    ///
+    /// # Safety
+    /// The row exists and can be read.
+    #[inline(always)]
+    pub(super) unsafe fn load<V: Lanes>(&self, row: usize, at: usize) -> V {
+        // SAFETY: inside the row, which exists.
+        unsafe { T::load_first(self.ptr.add(row * self.stride + at), (self.d - at).min(LANES)) }
+    }
+
+    /// [`Typed::load`] of sixteen values that are all there.
+    ///
+    /// # Safety
+    /// As [`Typed::load`]; the row has `at + 16` columns.
+    #[inline(always)]
+    pub(super) unsafe fn load_whole<V: Lanes>(&self, row: usize, at: usize) -> V {
+        // SAFETY: as the caller says.
+        unsafe { T::load(self.ptr.add(row * self.stride + at)) }
+    }
+
+    /// Writes sixteen values of one row from column `at` on, those beyond its end dropped.
+    ///
+    /// # Safety
+    /// The row exists, came from a `ViewMut` and is written by this thread alone.
+    #[inline(always)]
+    pub(super) unsafe fn store<V: Lanes>(&self, row: usize, at: usize, x: V) {
+        // SAFETY: inside the row, which is ours.
+        unsafe { T::store_first(x, self.ptr.add(row * self.stride + at), (self.d - at).min(LANES)) };
+    }
+
+    #[inline(always)]
+    unsafe fn copy<V: Lanes>(&self, n: usize, scale: f32, to: *mut f32) {
+        let (padded, whole) = (self.d.next_multiple_of(LANES), self.d / LANES * LANES);
+        let scale = V::splat(scale);
+        for row in 0..n {
+            // SAFETY: as `Rows::copy`.
+            unsafe {
+                let to = to.add(row * padded);
+                for at in (0..whole).step_by(LANES) {
+                    self.load_whole::<V>(row, at).mul(scale).store(to.add(at));
+                }
+                if whole < padded {
+                    self.load::<V>(row, whole).mul(scale).store(to.add(whole));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn copy_transposed<V: Lanes>(&self, n: usize, width: usize, scale: f32, to: *mut f32) {
+        let scale = V::splat(scale);
+        for first in (0..width).step_by(LANES) {
+            let rows = n.saturating_sub(first).min(LANES);
+            for at in (0..self.d).step_by(LANES) {
+                let columns = (self.d - at).min(LANES);
+                let mut block = [V::splat(0.0); LANES];
+                // SAFETY: rows below n; row `at + j < d` of `to`, columns below `width`.
+                unsafe {
+                    if rows == LANES && columns == LANES {
+                        for (i, row) in block.iter_mut().enumerate() {
+                            *row = self.load_whole::<V>(first + i, at).mul(scale);
+                        }
+                        for (j, column) in V::transpose(block).into_iter().enumerate() {
+                            column.store(to.add((at + j) * width + first));
+                        }
+                    } else {
+                        for (i, row) in block.iter_mut().enumerate().take(rows) {
+                            *row = self.load::<V>(first + i, at).mul(scale);
+                        }
+                        for (j, column) in V::transpose(block).into_iter().enumerate().take(columns) {
+                            column.store(to.add((at + j) * width + first));
+                        }
+                    }
+                }
             }
         }
     }
