@@ -13,5 +13,7 @@ pub mod infer;
 mod names;
 pub mod op;
 pub mod passes;
+pub mod random;
+pub mod reference;
 pub mod tensor;
 pub mod types;
