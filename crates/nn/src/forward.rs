@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tenon_graph::backend::{Backend, Session};
+use tenon_graph::backend::{Backend, BackendError, Session};
 use tenon_graph::dim::Bindings;
 use tenon_graph::passes::mode::for_evaluation;
 use tenon_graph::passes::pipeline::{Options, compile};
@@ -194,4 +194,11 @@ pub fn cross_entropy(logits: &NamedTensor, labels: &NamedTensor) -> Option<f64> 
         count += 1;
     }
     Some(sum / f64::from(count))
+}
+
+impl From<BackendError> for ModelError {
+    fn from(error: BackendError) -> ModelError {
+        let site = error.site.unwrap_or_default();
+        ModelError { site, ..ModelError::new(error.message) }
+    }
 }

@@ -211,7 +211,7 @@ fn attempt(
     }
     let evaluate = programs.pop().expect("evaluation is the last program");
     let times = [recipe.train.accumulate as f64, 1.0];
-    let flops = programs.iter().zip(times).map(|(p, times)| cost::total_flops(&p.graph) * times).sum();
+    let flops = programs.iter().zip(times).map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
     let model = &recipe.model.graph;
     let elements = |(_, _, role, ty): (_, _, Role, &tenon_graph::types::Type)| (role == Role::Parameter).then(|| ty.elements() as u64);
     Ok(Ok(RunPlan {

@@ -4,7 +4,7 @@ use tenon_graph::autodiff::gradients;
 use tenon_graph::diagnostic::Diagnostic;
 use tenon_graph::graph::{Graph, Phase};
 use tenon_graph::op::{Gather, Op, Role};
-use tenon_graph::passes::mode::for_evaluation;
+use tenon_graph::passes::mode::{for_evaluation, for_training};
 use tenon_graph::passes::rewrite::rename_inputs;
 use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Shape, Type};
@@ -75,7 +75,7 @@ impl Recipe<'_> {
     /// # Errors
     /// Whatever does not fit in the model, its outputs or the objective.
     pub fn training(&self) -> Result<Training, Vec<Diagnostic>> {
-        let b = Builder::extend(self.model.graph.clone());
+        let b = Builder::extend(for_training(&self.model.graph).map_err(|e| vec![e])?);
         let names = self.trainable();
         let predictions = predictions(&b);
         let sums = sums(self.objective, predictions, labels(&b, self.objective, &predictions.ty()), self.train.label_smoothing);
@@ -130,7 +130,8 @@ impl Recipe<'_> {
         let model = match self.train.ema {
             Some(_) => {
                 let names = self.trainable();
-                rename_inputs(&model, |name| names.contains(&name).then(|| format!("ema.{name}")))
+                let average = |name: &str| names.contains(&name).then(|| format!("ema.{name}"));
+                rename_inputs(&model, average).map_err(|e| vec![e])?
             }
             None => model,
         };

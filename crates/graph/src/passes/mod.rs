@@ -6,10 +6,13 @@ pub mod common;
 pub mod expand;
 pub mod fold;
 pub mod mode;
+pub mod pipeline;
 pub mod precision;
+pub mod recompute;
 pub mod rewrite;
 pub mod rules;
 pub mod simplify;
+pub mod split;
 
 use crate::diagnostic::{Diagnostic, Site};
 use crate::graph::Graph;

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use smallvec::SmallVec;
 
-use crate::cost::node_flops;
+use crate::cost::cost;
 use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Node, Phase, Value};
 use crate::lower::{Program, lower};
-use crate::op::{Op, Source, View};
+use crate::op::{Op, View};
 use crate::passes::rewrite::{Results, Visit, rewrite};
 use crate::tensor::Tensor;
 
@@ -243,7 +243,7 @@ impl Ladder<'_> {
     fn take(&mut self, nodes: &[Node]) {
         for node in nodes {
             if self.again.insert(*node) {
-                self.flops += node_flops(self.graph, *node);
+                self.flops += cost(self.graph, *node).flops;
             }
         }
     }
@@ -269,7 +269,7 @@ impl Ladder<'_> {
             let group = groups.entry(key).or_default();
             group.nodes.push(node);
             group.bytes += bytes;
-            group.cost += node_flops(graph, node) + bytes;
+            group.cost += cost(graph, node).flops + bytes;
         }
         let worth = |g: &Group| g.bytes / g.cost;
         let best = groups.into_values().max_by(|a, b| worth(a).total_cmp(&worth(b)))?;

@@ -4,7 +4,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Node, NodeData, SiteId, Value};
-use crate::op::Op;
+use crate::op::{Op, Source};
 use crate::tensor::{Builder, Tensor};
 
 /// What takes the place of a node's results, one tensor for each.
@@ -139,6 +139,17 @@ impl Moves {
         let updates = old.updates.iter().map(|(input, v)| (self.value(*input), self.value(*v)));
         new.updates.splice(0..0, updates);
     }
+}
+
+/// `graph` with other names for the inputs that `name` gives one.
+///
+/// # Errors
+/// A name that is taken.
+pub fn rename_inputs(graph: &Graph, name: impl Fn(&str) -> Option<String>) -> Result<Graph, Diagnostic> {
+    rewrite(graph, |visit| {
+        let Op::Source(Source::Input { name: old, role, ty }) = visit.op() else { return None };
+        Some(one(visit.builder.input(&name(old)?, *role, ty.clone())))
+    })
 }
 
 /// The results of a node that has one.
