@@ -5,6 +5,8 @@
 //! the next even power of two with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
 
 const ROUNDS: u64 = 6;
+/// Bits of the smallest half. Narrower halves have too few round functions to reach all orders of a handful of samples fairly.
+const SMALLEST_HALF: u32 = 4;
 
 /// What a random number is for; each purpose has its own stream.
 #[derive(Clone, Copy)]
@@ -40,11 +42,11 @@ pub(crate) fn random_below(seed: u64, stream: Stream, counter: u64, n: u64) -> u
 pub(crate) fn shuffled(seed: u64, epoch: u64, index: u64, n: u64) -> u64 {
     assert!(index < n, "index {index} of {n} samples");
     let bits = 64 - (n - 1).leading_zeros();
-    let half = bits.div_ceil(2).max(1);
+    let half = bits.div_ceil(2).max(SMALLEST_HALF);
     let mask = (1u64 << half) - 1;
     let key = random(seed, Stream::Order, epoch);
     let mut x = index;
-    // The walk follows the cycle that `index` lies on, so it returns below n; the domain is at most 4n, so it is short.
+    // The walk follows the cycle that `index` lies on, so it returns below n; the domain is at most 4n (or 256), so it is short.
     loop {
         let (mut left, mut right) = (x >> half, x & mask);
         for round in 0..ROUNDS {

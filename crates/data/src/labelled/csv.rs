@@ -1,12 +1,36 @@
 //! The one CSV reader: plain or gzip, comma, tab or semicolon, with or without header, every row checked for its width.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use csv::ByteRecord;
 
 use crate::error::{DataError, Place};
 use crate::files::open_contents;
+
+/// Where a row was read: the parser's position, which blank lines may still separate from the row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowAt {
+    byte: u64,
+    line: u64,
+}
+
+impl RowAt {
+    /// The line for a message. Reads the file again to pass the blank lines, so it is for errors only.
+    pub fn place(self, path: &Path) -> Place {
+        let blank_lines = || -> Option<u64> {
+            let mut reader = open_contents(path).ok()?.reader;
+            let mut before = (&mut reader).take(self.byte);
+            std::io::copy(&mut before, &mut std::io::sink()).ok()?;
+            let blanks = reader
+                .bytes()
+                .map_while(Result::ok)
+                .take_while(|byte| matches!(byte, b'\r' | b'\n'));
+            Some(blanks.filter(|&byte| byte == b'\n').count() as u64)
+        };
+        Place::Line(self.line + blank_lines().unwrap_or(0))
+    }
+}
 
 /// Rows of a CSV file.
 pub(crate) struct CsvFile {
@@ -57,18 +81,18 @@ impl CsvFile {
         })
     }
 
-    /// Reads the next row and gives its line; `None` at the end.
-    pub fn next_row(&mut self, row: &mut ByteRecord) -> Result<Option<u64>, DataError> {
+    /// Reads the next row and says where it was; `None` at the end.
+    pub fn next_row(&mut self, row: &mut ByteRecord) -> Result<Option<RowAt>, DataError> {
         if let Some(first) = self.first.take() {
             *row = first;
         } else if !read(&mut self.reader, &self.path, row)? {
             return Ok(None);
         }
-        let line = line_of(row);
+        let at = position_of(row);
         if row.len() != self.width {
             return Err(DataError::content(
                 &self.path,
-                Place::Line(line),
+                at.place(&self.path),
                 format!(
                     "the row has {} cells, the first row {}",
                     row.len(),
@@ -77,7 +101,7 @@ impl CsvFile {
                 "check the row for missing or additional separators and quotes",
             ));
         }
-        Ok(Some(line))
+        Ok(Some(at))
     }
 
     /// The column that `name` (the value of setting `key`) means: one of that name in the header, or `first` or `last`.
@@ -175,8 +199,13 @@ fn read(
     })
 }
 
-fn line_of(row: &ByteRecord) -> u64 {
-    row.position().map_or(0, csv::Position::line)
+fn position_of(row: &ByteRecord) -> RowAt {
+    let start = csv::Position::new();
+    let at = row.position().unwrap_or(&start);
+    RowAt {
+        byte: at.byte(),
+        line: at.line(),
+    }
 }
 
 /// A cell as a finite number.

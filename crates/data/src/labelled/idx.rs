@@ -70,7 +70,9 @@ pub(crate) fn read(
                 Place::Byte(4),
                 format!(
                     "the header says {shape:?} bytes, the file has {} after it",
-                    length.map_or("fewer".to_owned(), |l| l.saturating_sub(header).to_string())
+                    length.map_or("far fewer".to_owned(), |l| l
+                        .saturating_sub(header)
+                        .to_string())
                 ),
                 "the file is incomplete or no IDX file: fetch it again",
             ));

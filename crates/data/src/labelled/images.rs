@@ -4,7 +4,7 @@ use std::path::Path;
 
 use csv::ByteRecord;
 
-use super::csv::{CsvFile, shown};
+use super::csv::{CsvFile, RowAt, shown};
 use super::labels::{self, LabelCells, Labels, WholeNumbers};
 use super::{Inputs, LabelledDataset, Parts, Targets, idx, split};
 use crate::config::{IdxPair, ImageSource, Paths, Validation};
@@ -213,12 +213,12 @@ fn read_csv(
     check_shape(&file.path, Place::Line(1), shape, file.width - 1)?;
     let label = file.column("data.images.label", label)?;
     let own = loop {
-        while let Some(line) = file.next_row(&mut row)? {
+        while let Some(at) = file.next_row(&mut row)? {
             for (column, cell) in row.iter().enumerate() {
                 if column == label {
-                    cells.push(&file.path, line, cell)?;
+                    cells.push(&file.path, at, cell)?;
                 } else {
-                    pixels.push(pixel(cell).ok_or_else(|| bad_pixel(&file, line, column, cell))?);
+                    pixels.push(pixel(cell).ok_or_else(|| bad_pixel(&file, at, column, cell))?);
                 }
             }
             samples += 1;
@@ -262,10 +262,10 @@ fn pixel(cell: &[u8]) -> Option<u8> {
     std::str::from_utf8(cell).ok()?.trim().parse().ok()
 }
 
-fn bad_pixel(file: &CsvFile, line: u64, column: usize, cell: &[u8]) -> DataError {
+fn bad_pixel(file: &CsvFile, at: RowAt, column: usize, cell: &[u8]) -> DataError {
     DataError::content(
         &file.path,
-        Place::Line(line),
+        at.place(&file.path),
         format!(
             "{} is `{}`: a pixel is a whole number from 0 to 255",
             file.column_name(column),

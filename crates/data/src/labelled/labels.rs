@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::csv::shown;
+use super::csv::{RowAt, shown};
 use crate::error::{DataError, Place};
 
 /// More classes than this are taken for a mistake, and would be one to allocate for.
@@ -39,17 +39,17 @@ pub(crate) struct LabelCells {
 struct Distinct {
     name: String,
     path: PathBuf,
-    line: u64,
+    at: RowAt,
 }
 
 impl LabelCells {
     /// Adds the label of the next sample.
-    pub fn push(&mut self, path: &Path, line: u64, cell: &[u8]) -> Result<(), DataError> {
+    pub fn push(&mut self, path: &Path, at: RowAt, cell: &[u8]) -> Result<(), DataError> {
         let name = std::str::from_utf8(cell).map(str::trim).unwrap_or_default();
         if name.is_empty() {
             return Err(DataError::content(
                 path,
-                Place::Line(line),
+                at.place(path),
                 format!("the label `{}` is empty or not UTF-8", shown(cell)),
                 "give every row a label",
             ));
@@ -61,7 +61,7 @@ impl LabelCells {
                 if id == MOST_CLASSES {
                     return Err(DataError::content(
                         path,
-                        Place::Line(line),
+                        at.place(path),
                         format!("the label column has more than {MOST_CLASSES} distinct values"),
                         "check `label`; to predict a number of a table use `target` instead",
                     ));
@@ -69,7 +69,7 @@ impl LabelCells {
                 self.distinct.push(Distinct {
                     name: name.to_owned(),
                     path: path.to_path_buf(),
-                    line,
+                    at,
                 });
                 self.ids.insert(name.to_owned(), id as u32);
                 id as u32
@@ -124,7 +124,7 @@ impl LabelCells {
             if !(0..limit).contains(&number) {
                 return Err(out_of_range(
                     &distinct.path,
-                    Place::Line(distinct.line),
+                    distinct.at.place(&distinct.path),
                     number,
                     limit,
                 ));

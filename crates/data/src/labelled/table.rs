@@ -4,7 +4,7 @@ use std::path::Path;
 
 use csv::ByteRecord;
 
-use super::csv::{CsvFile, number, shown};
+use super::csv::{CsvFile, RowAt, number, shown};
 use super::images::held_out_csv;
 use super::labels::{LabelCells, WholeNumbers};
 use super::{Inputs, LabelledDataset, Parts, Targets, split};
@@ -54,13 +54,13 @@ pub(crate) fn open_table(
     let mut row = ByteRecord::new();
     let (mut samples, mut own) = (0u64, None);
     let own = loop {
-        while let Some(line) = file.next_row(&mut row)? {
+        while let Some(at) = file.next_row(&mut row)? {
             for (column, cell) in row.iter().enumerate() {
                 if column == answer && is_class {
-                    cells.push(&file.path, line, cell)?;
+                    cells.push(&file.path, at, cell)?;
                     continue;
                 }
-                let value = number(cell).ok_or_else(|| bad_number(&file, line, column, cell))?;
+                let value = number(cell).ok_or_else(|| bad_number(&file, at, column, cell))?;
                 if column == answer {
                     numbers.push(value as f32);
                 } else {
@@ -114,7 +114,7 @@ pub(crate) fn open_table(
     }))
 }
 
-fn bad_number(file: &CsvFile, line: u64, column: usize, cell: &[u8]) -> DataError {
+fn bad_number(file: &CsvFile, at: RowAt, column: usize, cell: &[u8]) -> DataError {
     let what = match cell.trim_ascii() {
         [] => format!("{} is empty", file.column_name(column)),
         _ => format!(
@@ -125,7 +125,7 @@ fn bad_number(file: &CsvFile, line: u64, column: usize, cell: &[u8]) -> DataErro
     };
     DataError::content(
         &file.path,
-        Place::Line(line),
+        at.place(&file.path),
         what,
         "fill in or remove the row, or the column; `header` and `label` say what is not data",
     )

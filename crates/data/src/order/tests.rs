@@ -58,7 +58,7 @@ fn epochs_and_seeds_give_different_orders() {
 #[test]
 fn small_lengths_are_fair() {
     for n in 2..=9u64 {
-        let epochs = 20_000u64;
+        let epochs = 6_000u64;
         let mut counts = vec![0u64; (n * n) as usize];
         for epoch in 0..epochs {
             for i in 0..n {

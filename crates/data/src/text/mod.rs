@@ -295,3 +295,6 @@ impl Dataset for TokenDataset {
         Some(&self.tokenizer)
     }
 }
+
+#[cfg(test)]
+mod tests;
