@@ -9,7 +9,7 @@ use super::bf16::{Lowest, fma_flushing, round, widen};
 use super::micro::Lane;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512, Avx512Pairs};
-use super::simd::{Portable, Simd};
+use super::simd::{Portable, Simd, fetch};
 use super::{DOT_ROWS, Epilogue, Float, GemmSpec, Strip};
 use crate::isa::{Cpu, Isa};
 
@@ -156,6 +156,8 @@ unsafe fn all_dots<S: Simd, const NV: usize, const PAIRS: bool>(
             last += match a.len() {
                 1 => some_dots::<S, NV, PAIRS, 1>(out, rounds, rest, a, b),
                 2 | 3 => some_dots::<S, NV, PAIRS, 2>(out, rounds, rest, a, b),
+                // More vectors of sums than this would not fit AVX2's 16 registers.
+                _ if NV > 2 => some_dots::<S, NV, PAIRS, 2>(out, rounds, rest, a, b),
                 _ => some_dots::<S, NV, PAIRS, 4>(out, rounds, rest, a, b),
             };
         }
@@ -251,18 +253,6 @@ unsafe fn flushing_dot(k: usize, a: *const u16, b: *const u16) -> f32 {
         }
     }
     fold(sums)
-}
-
-/// Asks for the cache line at `p`, which may be anywhere.
-#[inline(always)]
-fn fetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }
 
 #[cfg(target_arch = "x86_64")]

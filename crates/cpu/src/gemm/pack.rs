@@ -8,7 +8,11 @@
 use super::Float;
 use super::bf16::{Lowest, widen_flushed};
 use super::micro::{Lane, ROWS};
+use super::simd::fetch;
 use crate::isa::Isa;
+
+/// How many rows of k ahead packing asks for.
+const AHEAD: usize = 12;
 
 /// Part of an operand: `k` elements deep, `cols` across.
 #[derive(Clone, Copy)]
@@ -62,6 +66,17 @@ impl Source {
                     if k < self.k { widen_flushed(self.bf16(k, col)) } else { 0 }
                 }
             }
+        }
+    }
+
+    /// Asks for `bytes` bytes of one k of the columns, which are next to each other in memory, [`AHEAD`] after `k`.
+    ///
+    /// The rows of a wide matrix lie pages apart, where no hardware prefetcher follows.
+    #[inline(always)]
+    fn fetch(&self, k: usize, bytes: usize) {
+        let row = self.ptr.wrapping_add((k + AHEAD) * self.k_stride * self.dtype.bytes());
+        for line in (0..bytes).step_by(64) {
+            fetch(row.wrapping_add(line));
         }
     }
 
@@ -179,10 +194,13 @@ unsafe fn panel_contiguous(src: &Source, kind: Lane, dst: *mut u32, width: usize
             let dst = dst.add(lane * width);
             match kind {
                 Lane::F32 => {
+                    src.fetch(lane, 4 * src.cols);
                     let row = src.ptr.cast::<u32>().add(lane * src.k_stride);
                     std::ptr::copy_nonoverlapping(row, dst, src.cols);
                 }
                 Lane::Pair => {
+                    src.fetch(2 * lane, 2 * src.cols);
+                    src.fetch(2 * lane + 1, 2 * src.cols);
                     let even = src.ptr.cast::<u16>().add(2 * lane * src.k_stride);
                     let odd = even.add(src.k_stride);
                     for col in 0..src.cols {
@@ -191,6 +209,7 @@ unsafe fn panel_contiguous(src: &Source, kind: Lane, dst: *mut u32, width: usize
                     }
                 }
                 Lane::Widened => {
+                    src.fetch(lane, 2 * src.cols);
                     let row = src.ptr.cast::<u16>().add((lane ^ 1) * src.k_stride);
                     for col in 0..src.cols {
                         let bits = widen_flushed(row.add(col).read_unaligned());
@@ -214,25 +233,54 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
 ) -> Lowest {
     // SAFETY: the caller's; whole squares of lanes read no element beyond k, and the width is a multiple of N.
     unsafe {
-        let squares = src.whole_lanes(kind) / N * N;
+        let whole = src.whole_lanes(kind) / N * N;
         let mut low = [Lowest::NONE; N];
-        for col in (0..src.cols).step_by(N) {
-            for lane in (0..squares).step_by(N) {
-                let mut rows = [V::new([0; N]); N];
-                for (i, row) in rows.iter_mut().enumerate().take(src.cols - col) {
-                    let at = (col + i) * src.col_stride;
-                    *row = V::new(match kind {
-                        Lane::F32 => src.ptr.cast::<u32>().add(at + lane).cast::<[u32; N]>().read_unaligned(),
-                        Lane::Pair => src.ptr.cast::<u16>().add(at + 2 * lane).cast::<[u32; N]>().read_unaligned(),
-                        Lane::Widened => {
-                            let lanes = src.ptr.cast::<u16>().add(at + lane).cast::<[u16; N]>().read_unaligned();
-                            let lanes: [u32; N] = std::array::from_fn(|l| widen_flushed(lanes[l ^ 1]));
-                            for (low, bits) in low.iter_mut().zip(lanes) {
-                                *low = low.with(bits);
-                            }
-                            lanes
-                        }
-                    });
+        match kind {
+            Lane::F32 | Lane::Pair => {
+                squares(src, 4, whole, dst, width, |from| V::new(from.cast::<[u32; N]>().read_unaligned()));
+            }
+            Lane::Widened => squares(src, 2, whole, dst, width, |from| {
+                let lanes = from.cast::<[u16; N]>().read_unaligned();
+                let lanes: [u32; N] = std::array::from_fn(|l| widen_flushed(lanes[l ^ 1]));
+                for (low, bits) in low.iter_mut().zip(lanes) {
+                    *low = low.with(bits);
+                }
+                V::new(lanes)
+            }),
+        }
+        let rest = panel_part(src, kind, dst, width, whole);
+        Lowest(low.into_iter().fold(rest.0, |low, l| low.min(l.0)))
+    }
+}
+
+/// The squares of the first `whole` lanes; a lane has `lane_bytes` in memory, and `load` reads N of them.
+#[inline(always)]
+unsafe fn squares<const N: usize, V: Square<N>>(
+    src: &Source,
+    lane_bytes: usize,
+    whole: usize,
+    dst: *mut u32,
+    width: usize,
+    mut load: impl FnMut(*const u8) -> V,
+) {
+    /// How far ahead each column is asked for, in bytes.
+    const AHEAD: usize = 256;
+    let step = src.col_stride * src.dtype.bytes();
+    for col in (0..src.cols).step_by(N) {
+        for lane in (0..whole).step_by(N) {
+            let mut rows = [V::new([0; N]); N];
+            // SAFETY: the caller's.
+            unsafe {
+                let from = src.ptr.add(col * step + lane * lane_bytes);
+                if src.cols - col >= N {
+                    for (i, row) in rows.iter_mut().enumerate() {
+                        fetch(from.wrapping_add(i * step + AHEAD));
+                        *row = load(from.add(i * step));
+                    }
+                } else {
+                    for (i, row) in rows.iter_mut().enumerate().take(src.cols - col) {
+                        *row = load(from.add(i * step));
+                    }
                 }
                 V::transpose(&mut rows);
                 for (l, row) in rows.into_iter().enumerate() {
@@ -240,8 +288,6 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
                 }
             }
         }
-        let rest = panel_part(src, kind, dst, width, squares);
-        Lowest(low.into_iter().fold(rest.0, |low, l| low.min(l.0)))
     }
 }
 
@@ -256,12 +302,18 @@ unsafe fn line(src: &Source, kind: Lane, lane: usize, low: &mut [Lowest; GROUP *
         let halves =
             |k: usize| src.ptr.cast::<u16>().add(k * src.k_stride).cast::<[u16; GROUP * ROWS]>().read_unaligned();
         match kind {
-            Lane::F32 => src.ptr.cast::<u32>().add(lane * src.k_stride).cast::<[u32; GROUP * ROWS]>().read_unaligned(),
+            Lane::F32 => {
+                src.fetch(lane, 4 * GROUP * ROWS);
+                src.ptr.cast::<u32>().add(lane * src.k_stride).cast::<[u32; GROUP * ROWS]>().read_unaligned()
+            }
             Lane::Pair => {
+                src.fetch(2 * lane, 2 * GROUP * ROWS);
+                src.fetch(2 * lane + 1, 2 * GROUP * ROWS);
                 let (even, odd) = (halves(2 * lane), halves(2 * lane + 1));
                 std::array::from_fn(|i| u32::from(even[i]) | u32::from(odd[i]) << 16)
             }
             Lane::Widened => {
+                src.fetch(lane, 2 * GROUP * ROWS);
                 let line = halves(lane ^ 1).map(widen_flushed);
                 for (low, &bits) in low.iter_mut().zip(&line) {
                     *low = low.with(bits);

@@ -11,7 +11,7 @@ use crate::isa::Isa;
 
 /// Lanes in a block of k: enough to make loading and storing the sums cheap, few enough for the panel to stay in the
 /// second-level cache.
-const BLOCK_LANES: usize = 1024;
+const BLOCK_LANES: usize = 768;
 /// Rows of a chunk at most; bounds the scratch and keeps a task short.
 const CHUNK_ROWS: usize = 576;
 /// A chunk is not split below this: packing its panels would cost more than 4 %.
