@@ -2,4 +2,10 @@
 //!
 //! It never prints and knows no backend but the trait. Start reading at [`experiment`], then [`programs`].
 
+pub mod checkpoint;
 pub mod experiment;
+pub mod files;
+pub mod goal;
+pub mod metrics;
+mod numbers;
+pub mod tensorboard;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use tenon_train::experiment::{
-    AdamW, Bound, ByteSize, Decaying, EarlyStop, Experiment, Hyperparameter, Lion, Muon, Optimizer, Precision, Sample, Schedule,
-    Search, Sgd, Span, StopPoor, TimeSpan, Train, Tune, Wsd, differences,
+    AdamW, Bound, ByteSize, Decaying, EarlyStop, Experiment, Hyperparameter, Lion, Muon, Optimizer, Precision, Sample,
+    Schedule, Search, Sgd, Span, StopPoor, TimeSpan, Train, Tune, Wsd, differences,
 };
 
 const MOBY: &str = r#"[data]
@@ -64,42 +64,138 @@ fn problems_are_told_with_their_line() {
     let cases = [
         ("optimizer =", "optimiser =", "moby.toml:17: unknown key `train.optimiser`: did you mean `optimizer`?"),
         ("batch = 24", "lr = 24", "moby.toml:14: unknown key `train.lr`: did you mean `train.optimizer.lr`?"),
-        ("lr = 1.5e-3", "learning = 1", "moby.toml:17: unknown key `train.optimizer.learning`: the keys here are betas, eps, kind, lr, weight_decay"),
+        (
+            "lr = 1.5e-3",
+            "learning = 1",
+            "moby.toml:17: unknown key `train.optimizer.learning`: the keys here are betas, eps, kind, lr, weight_decay",
+        ),
         ("[tune]", "[tuna]", "moby.toml:24: unknown key `tuna`: did you mean `tune`?"),
-        ("batch = 24", "batch = \"24\"", "moby.toml:14: `train.batch` is the string \"24\", expected an integer: write 24 without quotes"),
+        (
+            "batch = 24",
+            "batch = \"24\"",
+            "moby.toml:14: `train.batch` is the string \"24\", expected an integer: write 24 without quotes",
+        ),
         ("batch = 24", "batch = 24.0", "moby.toml:14: `train.batch` is 24.0, expected an integer: write 24"),
         ("batch = 24", "batch = 0", "moby.toml:14: `train.batch` is 0, it must be at least 1"),
         ("batch = 24", "batch = -1", "moby.toml:14: `train.batch` is -1, it must be at least 1"),
-        ("precision = \"bf16\"", "precision = \"bf15\"", "moby.toml:15: `train.precision` is the string \"bf15\", expected \"f32\" or \"bf16\": did you mean \"bf16\"?"),
-        ("precision = \"bf16\"", "precision = 16", "moby.toml:15: `train.precision` is 16, expected \"f32\" or \"bf16\""),
-        ("\"1GiB\"", "\"1GiBs\"", "moby.toml:16: `train.memory`: \"1GiBs\" is not a byte size (the unit is B, KB, MB, GB, TB, KiB, MiB, GiB or TiB): write for example \"512MiB\", \"1.5GiB\" or \"2e9\""),
+        (
+            "precision = \"bf16\"",
+            "precision = \"bf15\"",
+            "moby.toml:15: `train.precision` is the string \"bf15\", expected \"f32\" or \"bf16\": did you mean \"bf16\"?",
+        ),
+        (
+            "precision = \"bf16\"",
+            "precision = 16",
+            "moby.toml:15: `train.precision` is 16, expected \"f32\" or \"bf16\"",
+        ),
+        (
+            "\"1GiB\"",
+            "\"1GiBs\"",
+            "moby.toml:16: `train.memory`: \"1GiBs\" is not a byte size (the unit is B, KB, MB, GB, TB, KiB, MiB, GiB or TiB): write for example \"512MiB\", \"1.5GiB\" or \"2e9\"",
+        ),
         ("\"1GiB\"", "true", "moby.toml:16: `train.memory` is true, expected a string or a number"),
         ("lr = 1.5e-3", "lr = 0", "moby.toml:17: `train.optimizer.lr` is 0, it must be greater than 0"),
         ("lr = 1.5e-3", "lr = nan", "moby.toml:17: `train.optimizer.lr` is nan, expected a finite number"),
         ("[0.9, 0.95]", "[0.9, 1.0]", "moby.toml:17: `train.optimizer.betas[1]` is 1.0, it must be less than 1"),
         ("[0.9, 0.95]", "[0.9]", "moby.toml:17: `train.optimizer.betas` has 1 values, expected exactly 2"),
-        ("\"adamw\"", "\"adam\"", "moby.toml:17: `train.optimizer.kind` is the string \"adam\", expected \"adamw\", \"sgd\", \"lion\" or \"muon\": did you mean \"adamw\"?"),
-        ("kind = \"adamw\", ", "", "moby.toml:17: `train.optimizer` needs the key `kind`: \"adamw\", \"sgd\", \"lion\" or \"muon\""),
-        ("\"adamw\", lr = 1.5e-3, betas = [0.9, 0.95]", "\"sgd\", betas = [0.9, 0.95]", "moby.toml:17: unknown key `train.optimizer.betas`: the keys here are kind, lr, momentum, nesterov, weight_decay"),
-        ("warmup = 100", "warmup = 2000", "moby.toml:18: `train.schedule.warmup` is 2000 steps, more than the 1400 of `train.steps`"),
+        (
+            "\"adamw\"",
+            "\"adam\"",
+            "moby.toml:17: `train.optimizer.kind` is the string \"adam\", expected \"adamw\", \"sgd\", \"lion\" or \"muon\": did you mean \"adamw\"?",
+        ),
+        (
+            "kind = \"adamw\", ",
+            "",
+            "moby.toml:17: `train.optimizer` needs the key `kind`: \"adamw\", \"sgd\", \"lion\" or \"muon\"",
+        ),
+        (
+            "\"adamw\", lr = 1.5e-3, betas = [0.9, 0.95]",
+            "\"sgd\", betas = [0.9, 0.95]",
+            "moby.toml:17: unknown key `train.optimizer.betas`: the keys here are kind, lr, momentum, nesterov, weight_decay",
+        ),
+        (
+            "warmup = 100",
+            "warmup = 2000",
+            "moby.toml:18: `train.schedule.warmup` is 2000 steps, more than the 1400 of `train.steps`",
+        ),
         ("warmup = 100", "warmup = 1.5", "moby.toml:18: `train.schedule.warmup` is 1.5, it must be at most 1"),
         ("warmup = 100", "warmup = -5", "moby.toml:18: `train.schedule.warmup` is -5, it must be at least 0"),
-        ("{ kind = \"cosine\", warmup = 100, floor = 0.1 }", "{ kind = \"wsd\", warmup = 1200, decay = 0.5 }", "moby.toml:18: `train.schedule` has 1200 steps of warmup and 700 of decay, together more than the 1400 of `train.steps`"),
+        (
+            "{ kind = \"cosine\", warmup = 100, floor = 0.1 }",
+            "{ kind = \"wsd\", warmup = 1200, decay = 0.5 }",
+            "moby.toml:18: `train.schedule` has 1200 steps of warmup and 700 of decay, together more than the 1400 of `train.steps`",
+        ),
         ("steps = 1400\n", "", "moby.toml:12: `train` needs the key `steps` or `epochs`: how long to train"),
-        ("steps = 1400", "steps = 1400\nepochs = 2", "moby.toml:14: `train.epochs` is 2 and `train.steps` is 1400: give one of the two"),
-        ("architecture = \"gpt2\"\n", "", "moby.toml:6: `model` needs the key `architecture`: The name of a built-in architecture (\"gpt2\"), or the path of a Starlark file (\"my_model.star\") relative to the experiment file"),
-        ("layers = 4", "layers = { a = 1 }", "moby.toml:8: `model.layers` is a table, expected true or false or an integer or a number or a string or an array"),
-        ("{ at_most = 2.20 }", "{ at_least = \"x\" }", "moby.toml:22: `goal.bits_per_byte.at_least` is the string \"x\", expected a number"),
-        ("{ at_most = 2.20 }", "{ at_mots = 2.20 }", "moby.toml:22: `goal.bits_per_byte` has the keys at_mots, expected { at_most = ... } or { at_least = ... }: did you mean `at_most`?"),
-        ("{ at_most = 2.20 }", "2.2", "moby.toml:22: `goal.bits_per_byte` is 2.2, expected { at_most = ... } or { at_least = ... }"),
-        ("[goal]\nbits_per_byte = { at_most = 2.20 }", "", "moby.toml:23: `[tune]` needs a `[goal]`: say which metric the trials shall reach"),
-        ("train.optimizer.lr", "train.optimizer.l", "moby.toml:26: `tune.search.\"train.optimizer.l\"`: with the value 0.0003: unknown key `train.optimizer.l`: did you mean `lr`?"),
-        ("train.optimizer.lr", "optimizer.lr", "moby.toml:26: `tune.search.\"optimizer.lr\"`: name a key of data, model or train, for example \"train.optimizer.lr\""),
-        ("[3e-4, 3e-3]", "[0.0, 3e-3]", "moby.toml:26: `tune.search.\"train.optimizer.lr\"`: `log` begins at 0, it must be above 0"),
-        ("uniform = [0.0, 0.2]", "uniform = [0.2, 0.0]", "moby.toml:27: `tune.search.\"model.rate\"`: `uniform` goes from 0.2 to 0: the smaller number comes first"),
-        ("uniform = [0.0, 0.2]", "choice = []", "moby.toml:27: `tune.search.\"model.rate\".choice` has 0 values, expected at least 1"),
-        ("[model]\narchitecture = \"gpt2\"\nlayers = 4\nwidth = 256\nrate = 0.1\n", "", "moby.toml:1: the table `[model]` is missing: The architecture and its hyperparameters"),
-        ("steps = 1400", "steps = 99999999999999999999", "moby.toml:13: the integer 99999999999999999999 does not fit in 64 bits with a sign"),
+        (
+            "steps = 1400",
+            "steps = 1400\nepochs = 2",
+            "moby.toml:14: `train.epochs` is 2 and `train.steps` is 1400: give one of the two",
+        ),
+        (
+            "architecture = \"gpt2\"\n",
+            "",
+            "moby.toml:6: `model` needs the key `architecture`: The name of a built-in architecture (\"gpt2\"), or the path of a Starlark file (\"my_model.star\") relative to the experiment file",
+        ),
+        (
+            "layers = 4",
+            "layers = { a = 1 }",
+            "moby.toml:8: `model.layers` is a table, expected true or false or an integer or a number or a string or an array",
+        ),
+        (
+            "{ at_most = 2.20 }",
+            "{ at_least = \"x\" }",
+            "moby.toml:22: `goal.bits_per_byte.at_least` is the string \"x\", expected a number",
+        ),
+        (
+            "{ at_most = 2.20 }",
+            "{ at_mots = 2.20 }",
+            "moby.toml:22: `goal.bits_per_byte` has the keys at_mots, expected { at_most = ... } or { at_least = ... }: did you mean `at_most`?",
+        ),
+        (
+            "{ at_most = 2.20 }",
+            "2.2",
+            "moby.toml:22: `goal.bits_per_byte` is 2.2, expected { at_most = ... } or { at_least = ... }",
+        ),
+        (
+            "[goal]\nbits_per_byte = { at_most = 2.20 }",
+            "",
+            "moby.toml:23: `[tune]` needs a `[goal]`: say which metric the trials shall reach",
+        ),
+        (
+            "train.optimizer.lr",
+            "train.optimizer.l",
+            "moby.toml:26: `tune.search.\"train.optimizer.l\"`: with the value 0.0003: unknown key `train.optimizer.l`: did you mean `lr`?",
+        ),
+        (
+            "train.optimizer.lr",
+            "optimizer.lr",
+            "moby.toml:26: `tune.search.\"optimizer.lr\"`: name a key of data, model or train, for example \"train.optimizer.lr\"",
+        ),
+        (
+            "[3e-4, 3e-3]",
+            "[0.0, 3e-3]",
+            "moby.toml:26: `tune.search.\"train.optimizer.lr\"`: `log` begins at 0, it must be above 0",
+        ),
+        (
+            "uniform = [0.0, 0.2]",
+            "uniform = [0.2, 0.0]",
+            "moby.toml:27: `tune.search.\"model.rate\"`: `uniform` goes from 0.2 to 0: the smaller number comes first",
+        ),
+        (
+            "uniform = [0.0, 0.2]",
+            "choice = []",
+            "moby.toml:27: `tune.search.\"model.rate\".choice` has 0 values, expected at least 1",
+        ),
+        (
+            "[model]\narchitecture = \"gpt2\"\nlayers = 4\nwidth = 256\nrate = 0.1\n",
+            "",
+            "moby.toml:1: the table `[model]` is missing: The architecture and its hyperparameters",
+        ),
+        (
+            "steps = 1400",
+            "steps = 99999999999999999999",
+            "moby.toml:13: the integer 99999999999999999999 does not fit in 64 bits with a sign",
+        ),
         ("steps = 1400", "steps 1400", "moby.toml:13: not valid TOML: key with no value, expected `=`"),
         ("batch = 24", "batch = 24\nbatch = 25", "moby.toml:15: not valid TOML: duplicate key"),
     ];
@@ -179,7 +275,15 @@ fn units_are_exact() {
     for text in ["", "GiB", "-1GiB", "0", "1.0000001KiB", "1e300", "99999999TiB", "nan", "inf", "1 GiB GiB", "1QiB"] {
         assert!(text.parse::<ByteSize>().is_err(), "{text}");
     }
-    for (text, seconds) in [("90s", 90.0), ("20min", 1200.0), ("1h30min", 5400.0), ("1.5h", 5400.0), ("2d", 172_800.0), ("250ms", 0.25), ("7", 7.0)] {
+    for (text, seconds) in [
+        ("90s", 90.0),
+        ("20min", 1200.0),
+        ("1h30min", 5400.0),
+        ("1.5h", 5400.0),
+        ("2d", 172_800.0),
+        ("250ms", 0.25),
+        ("7", 7.0),
+    ] {
         assert_eq!(text.parse::<TimeSpan>().map(TimeSpan::seconds), Ok(seconds), "{text}");
     }
     for text in ["", "h", "1parsec", "-1s", "0s", "1..2s", "1e9999d", "99999999999999999999d"] {
@@ -208,12 +312,21 @@ fn weight_decay_spares_vectors_and_named_parameters() {
 #[test]
 fn the_identity_leaves_out_what_changes_no_weight() {
     let base = parse(MOBY, &[]).unwrap();
-    for option in ["train.memory=2GiB", "train.threads=3", "goal.bits_per_byte={at_most=1}", "train.keep_last=9", "tune.trials=3", "deploy.export=[]"] {
+    for option in [
+        "train.memory=2GiB",
+        "train.threads=3",
+        "goal.bits_per_byte={at_most=1}",
+        "train.keep_last=9",
+        "tune.trials=3",
+        "deploy.export=[]",
+    ] {
         let other = parse(MOBY, &[option]).unwrap();
         assert_ne!(base, other);
         assert_eq!(base.checksum(), other.checksum(), "{option}");
     }
-    for option in ["train.seed=1", "train.optimizer.eps=1e-9", "model.layers=5", "data.text=other.txt", "train.log_every=1"] {
+    for option in
+        ["train.seed=1", "train.optimizer.eps=1e-9", "model.layers=5", "data.text=other.txt", "train.log_every=1"]
+    {
         let other = parse(MOBY, &[option]).unwrap();
         assert_ne!(base.checksum(), other.checksum(), "{option}");
         assert_eq!(differences(&base.identity(), &other.identity()).len(), 1, "{option}");
@@ -231,7 +344,10 @@ fn a_trial_is_the_experiment_with_its_values() {
     let keys: Vec<String> = differences(&base.to_table(), &changed.to_table()).into_iter().map(|d| d.key).collect();
     assert_eq!(keys, ["model.rate", "train.optimizer.lr"]);
     let bad = BTreeMap::from([("train.optimizer.lr".to_owned(), Hyperparameter::Float(-1.0))]);
-    assert_eq!(base.with(&bad).unwrap_err().to_string(), "assignment: `train.optimizer.lr` is -1.0, it must be greater than 0");
+    assert_eq!(
+        base.with(&bad).unwrap_err().to_string(),
+        "assignment: `train.optimizer.lr` is -1.0, it must be greater than 0"
+    );
 }
 
 #[test]
@@ -270,16 +386,25 @@ fn beta() -> impl Strategy<Value = f64> {
 }
 
 fn adamw() -> impl Strategy<Value = AdamW> {
-    (number(), beta(), beta(), number(), number())
-        .prop_map(|(lr, a, b, eps, weight_decay)| AdamW { lr, betas: [a, b], eps, weight_decay })
+    (number(), beta(), beta(), number(), number()).prop_map(|(lr, a, b, eps, weight_decay)| AdamW {
+        lr,
+        betas: [a, b],
+        eps,
+        weight_decay,
+    })
 }
 
 fn optimizer() -> impl Strategy<Value = Optimizer> {
     prop_oneof![
         adamw().prop_map(Optimizer::Adamw),
-        (number(), 0.1..0.9, any::<bool>(), number())
-            .prop_map(|(lr, momentum, nesterov, weight_decay)| Optimizer::Sgd(Sgd { lr, momentum, nesterov, weight_decay })),
-        (number(), beta(), beta()).prop_map(|(lr, a, b)| Optimizer::Lion(Lion { lr, betas: [a, b], weight_decay: 0.0 })),
+        (number(), 0.1..0.9, any::<bool>(), number()).prop_map(
+            |(lr, momentum, nesterov, weight_decay)| Optimizer::Sgd(Sgd { lr, momentum, nesterov, weight_decay })
+        ),
+        (number(), beta(), beta()).prop_map(|(lr, a, b)| Optimizer::Lion(Lion {
+            lr,
+            betas: [a, b],
+            weight_decay: 0.0
+        })),
         (number(), beta(), 1..20u64, adamw()).prop_map(|(lr, momentum, ns_steps, adamw)| {
             Optimizer::Muon(Muon { lr, momentum, ns_steps, adamw, ..Muon::default() })
         }),
@@ -307,8 +432,10 @@ fn hyperparameter() -> impl Strategy<Value = Hyperparameter> {
 }
 
 fn train() -> impl Strategy<Value = Train> {
-    let counts = (1_000..1_000_000u64, 1..9u64, prop::option::of(1..1u64 << 50), 0..u64::MAX >> 1, prop::option::of(1..64u64));
-    let rest = (prop::option::of(0.5..0.9999), prop::collection::vec(any::<String>(), 0..3), any::<String>(), any::<bool>());
+    let counts =
+        (1_000..1_000_000u64, 1..9u64, prop::option::of(1..1u64 << 50), 0..u64::MAX >> 1, prop::option::of(1..64u64));
+    let rest =
+        (prop::option::of(0.5..0.9999), prop::collection::vec(any::<String>(), 0..3), any::<String>(), any::<bool>());
     (counts, optimizer(), schedule(), rest).prop_map(|(counts, optimizer, schedule, rest)| Train {
         steps: (!rest.3).then_some(counts.0),
         epochs: rest.3.then_some(counts.0 as f64 / 7.0),

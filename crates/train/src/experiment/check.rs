@@ -131,7 +131,8 @@ impl<'s> Checker<'s> {
                 self.report(&node.place, format!("`{}` is empty", path.join(".")));
             }
             let format = merged.keywords.get("format").and_then(|format| format.as_str());
-            let problem = FORMATS.iter().find(|(name, _)| Some(*name) == format).and_then(|(_, parse)| parse(text).err());
+            let problem =
+                FORMATS.iter().find(|(name, _)| Some(*name) == format).and_then(|(_, parse)| parse(text).err());
             if let Some(problem) = problem {
                 self.report(&node.place, format!("`{}`: {problem}", path.join(".")));
             }
@@ -160,7 +161,9 @@ impl<'s> Checker<'s> {
                 }
                 ("required", Json::Array(keys)) => merged.required.extend(keys.iter().filter_map(Json::as_str)),
                 ("additionalProperties" | "unevaluatedProperties", Json::Bool(false)) => merged.closed = true,
-                ("additionalProperties" | "unevaluatedProperties", rest @ Json::Object(_)) => merged.additional = Some(rest),
+                ("additionalProperties" | "unevaluatedProperties", rest @ Json::Object(_)) => {
+                    merged.additional = Some(rest)
+                }
                 ("enum", Json::Array(values)) => merged.constants.extend(values),
                 ("const", value) => merged.constants.push(value),
                 (keyword, value) => drop(merged.keywords.insert(keyword, value)),
@@ -257,9 +260,10 @@ impl<'s> Checker<'s> {
         }
         let mut elsewhere = Vec::new();
         self.find_key(key, self.root, &mut Vec::new(), &mut elsewhere);
-        // The same key of another kind of this table is not what was meant.
-        let parent = path[..path.len() - 1].iter().map(|part| format!("{part}.")).collect::<String>();
-        elsewhere.retain(|found: &String| parent.is_empty() || !found.starts_with(&parent));
+        if elsewhere.contains(&path.join(".")) {
+            // Another kind of this table has the key: this kind has none like it.
+            elsewhere.clear();
+        }
         elsewhere.sort_by_key(|found| found.len());
         match elsewhere.first() {
             Some(path) => format!(": did you mean `{path}`?"),
@@ -275,7 +279,8 @@ impl<'s> Checker<'s> {
         if let Some(reference) = object.get("$ref").and_then(Json::as_str) {
             self.find_key(key, self.resolve(reference), path, found);
         }
-        for alternative in ["oneOf", "anyOf", "allOf"].iter().filter_map(|name| object.get(*name)?.as_array()).flatten() {
+        for alternative in ["oneOf", "anyOf", "allOf"].iter().filter_map(|name| object.get(*name)?.as_array()).flatten()
+        {
             self.find_key(key, alternative, path, found);
         }
         for (name, property) in object.get("properties").and_then(Json::as_object).into_iter().flatten() {
@@ -333,8 +338,11 @@ fn choose_table<'s>(
     }
     if tagged.len() == alternatives.len() {
         let (tag, _) = tagged[0].1.tags().next().expect("tagged");
-        let constants: Vec<&Json> =
-            tagged.iter().flat_map(|(_, outline)| outline.tags().filter(|(name, _)| *name == tag)).map(|(_, c)| c).collect();
+        let constants: Vec<&Json> = tagged
+            .iter()
+            .flat_map(|(_, outline)| outline.tags().filter(|(name, _)| *name == tag))
+            .map(|(_, c)| c)
+            .collect();
         let expected = one_of(&constants);
         return Err(match table.get(tag) {
             Some(node) => {
@@ -371,13 +379,16 @@ const BOUNDS: &[Bound] = &[
 ];
 
 fn accepts(kind: &str, node: &Node) -> bool {
-    match (&node.content, kind) {
-        (Content::Table(_), "object") | (Content::Array(_), "array") => true,
-        (Content::Scalar(Value::String(_)), "string") | (Content::Scalar(Value::Boolean(_)), "boolean") => true,
-        (Content::Scalar(Value::Integer(_)), "integer" | "number") => true,
-        (Content::Scalar(Value::Float(_)), "number") => true,
-        _ => false,
-    }
+    let kinds: &[&str] = match &node.content {
+        Content::Table(_) => &["object"],
+        Content::Array(_) => &["array"],
+        Content::Scalar(Value::String(_)) => &["string"],
+        Content::Scalar(Value::Boolean(_)) => &["boolean"],
+        Content::Scalar(Value::Integer(_)) => &["integer", "number"],
+        Content::Scalar(Value::Float(_)) => &["number"],
+        Content::Scalar(_) => &[],
+    };
+    kinds.contains(&kind)
 }
 
 fn a_kind(kind: &str) -> &'static str {
@@ -417,7 +428,9 @@ fn type_hint(types: &[&str], node: &Node) -> String {
             }
             _ => String::new(),
         },
-        Content::Scalar(Value::Float(value)) if types.contains(&"integer") && value.fract() == 0.0 && value.abs() < 1e18 => {
+        Content::Scalar(Value::Float(value))
+            if types.contains(&"integer") && value.fract() == 0.0 && value.abs() < 1e18 =>
+        {
             format!(": write {}", *value as i64)
         }
         Content::Scalar(value) if types.contains(&"string") => format!(": write \"{value}\" in quotes"),

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 pub use config::{
-    Bound, DataConfig, Deploy, EarlyStop, ExportFormat, Hyperparameter, Model, Objective, Precision, Sample, Search, StopPoor,
-    Train, Tune,
+    Bound, DataConfig, Deploy, EarlyStop, ExportFormat, Hyperparameter, Model, Objective, Precision, Sample, Search,
+    StopPoor, Train, Tune,
 };
 pub use frozen::{Difference, differences};
 pub use optimizer::{AdamW, Lion, Muon, Optimizer, Sgd};
@@ -32,6 +32,7 @@ pub use problem::{Place, Problem, Problems};
 pub use schedule::{Constant, Decaying, Schedule, Span, Wsd};
 pub use units::{ByteSize, TimeSpan};
 
+pub(crate) use problem::nearest;
 use source::Node;
 
 /// A whole experiment file.
@@ -77,10 +78,12 @@ impl Experiment {
     /// Every problem found, with its line or its option.
     pub fn load(path: &Path, set: &[String]) -> Result<Experiment, Problems> {
         let name = path.display().to_string();
-        let unreadable = |error: std::io::Error| Problems::one(&name, Place::Program, format!("cannot be read: {error}"));
+        let unreadable =
+            |error: std::io::Error| Problems::one(&name, Place::Program, format!("cannot be read: {error}"));
         let size = std::fs::metadata(path).map_err(unreadable)?.len();
         if size > LARGEST_FILE {
-            let message = format!("has {size} bytes, an experiment file at most {LARGEST_FILE}: is it another kind of file?");
+            let message =
+                format!("has {size} bytes, an experiment file at most {LARGEST_FILE}: is it another kind of file?");
             return Err(Problems::one(&name, Place::Program, message));
         }
         let bytes = std::fs::read(path).map_err(unreadable)?;
@@ -97,7 +100,8 @@ impl Experiment {
     /// Every problem found, with its line or its option.
     pub fn parse(text: &str, name: &str, set: &[String]) -> Result<Experiment, Problems> {
         let mut tree = source::parse(text).map_err(|problems| Problems::new(name, problems))?;
-        let problems: Vec<Problem> = set.iter().filter_map(|option| source::apply_option(&mut tree, option).err()).collect();
+        let problems: Vec<Problem> =
+            set.iter().filter_map(|option| source::apply_option(&mut tree, option).err()).collect();
         if !problems.is_empty() {
             return Err(Problems::new(name, problems));
         }
@@ -152,10 +156,16 @@ impl Experiment {
                 .ok()
         }
         let mut problems = Vec::new();
-        let (data, model, train) =
-            (table(tree, "data", &mut problems), table(tree, "model", &mut problems), table(tree, "train", &mut problems));
-        let (goal, tune, deploy) =
-            (table(tree, "goal", &mut problems), table(tree, "tune", &mut problems), table(tree, "deploy", &mut problems));
+        let (data, model, train) = (
+            table(tree, "data", &mut problems),
+            table(tree, "model", &mut problems),
+            table(tree, "train", &mut problems),
+        );
+        let (goal, tune, deploy) = (
+            table(tree, "goal", &mut problems),
+            table(tree, "tune", &mut problems),
+            table(tree, "deploy", &mut problems),
+        );
         match (data, model, train) {
             (Some(data), Some(model), Some(train)) if problems.is_empty() => Ok(Experiment {
                 data,

@@ -57,7 +57,8 @@ fn training_rules(experiment: &Experiment, tree: &Node) -> Vec<Problem> {
     } else if let (Span::Share(warmup), Some(Span::Share(decay))) = (train.schedule.warmup(), train.schedule.decay())
         && warmup + decay > 1.0
     {
-        let message = format!("`train.schedule`: the shares of warmup, {warmup}, and decay, {decay}, are together more than 1");
+        let message =
+            format!("`train.schedule`: the shares of warmup, {warmup}, and decay, {decay}, are together more than 1");
         report(&["train", "schedule", "decay"], message);
     }
     if let Optimizer::Sgd(sgd) = &train.optimizer
@@ -134,7 +135,11 @@ fn first_problem(tree: &Node, schema: &Json) -> Option<String> {
 /// The values to try a searched key with: the ends of the range, or every choice.
 fn candidates(search: &Search) -> Result<Vec<Value>, String> {
     let ordered = |name: &str, low: f64, high: f64| {
-        if low < high { Ok(()) } else { Err(format!("`{name}` goes from {low} to {high}: the smaller number comes first")) }
+        if low < high {
+            Ok(())
+        } else {
+            Err(format!("`{name}` goes from {low} to {high}: the smaller number comes first"))
+        }
     };
     match search {
         Search::Log([low, high]) => {

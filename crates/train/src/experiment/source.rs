@@ -30,7 +30,9 @@ impl Node {
     /// The tree of a value that no file wrote.
     pub fn from_value(value: Value, place: &Place) -> Node {
         let content = match value {
-            Value::Array(items) => Content::Array(items.into_iter().map(|item| Node::from_value(item, place)).collect()),
+            Value::Array(items) => {
+                Content::Array(items.into_iter().map(|item| Node::from_value(item, place)).collect())
+            }
             Value::Table(table) => {
                 Content::Table(table.into_iter().map(|(key, value)| (key, Node::from_value(value, place))).collect())
             }

@@ -31,12 +31,16 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = |why: &str| format!("{text:?} is not a byte size ({why}): write for example \"512MiB\", \"1.5GiB\" or \"2e9\"");
+        let bad = |why: &str| {
+            format!("{text:?} is not a byte size ({why}): write for example \"512MiB\", \"1.5GiB\" or \"2e9\"")
+        };
         let trimmed = text.trim();
         let lower = trimmed.to_ascii_lowercase();
         let (number, unit) = BYTE_UNITS
             .iter()
-            .find_map(|(name, unit)| lower.strip_suffix(&name.to_ascii_lowercase()).map(|number| (number.trim_end(), *unit)))
+            .find_map(|(name, unit)| {
+                lower.strip_suffix(&name.to_ascii_lowercase()).map(|number| (number.trim_end(), *unit))
+            })
             .unwrap_or((lower.as_str(), 1));
         let bytes = if let Ok(whole) = number.parse::<u64>() {
             whole.checked_mul(unit).ok_or_else(|| bad("too large"))?
@@ -66,10 +70,8 @@ fn whole_bytes(bytes: f64) -> Result<u64, &'static str> {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, unit) = BYTE_UNITS[..4]
-            .iter()
-            .find(|(_, unit)| self.0 > 0 && self.0.is_multiple_of(*unit))
-            .unwrap_or(&("B", 1));
+        let (name, unit) =
+            BYTE_UNITS[..4].iter().find(|(_, unit)| self.0 > 0 && self.0.is_multiple_of(*unit)).unwrap_or(&("B", 1));
         write!(f, "{}{name}", self.0 / unit)
     }
 }
@@ -204,8 +206,11 @@ enum Quantity {
     Text(String),
 }
 
+/// A format's name and the check of a text.
+pub(crate) type Format = (&'static str, fn(&str) -> Result<(), String>);
+
 /// The string formats of the schema that this module defines, with their checks.
-pub(crate) const FORMATS: &[(&str, fn(&str) -> Result<(), String>)] = &[
+pub(crate) const FORMATS: &[Format] = &[
     ("byte-size", |text| text.parse::<ByteSize>().map(drop)),
     ("time-span", |text| text.parse::<TimeSpan>().map(drop)),
 ];
