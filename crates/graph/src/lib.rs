@@ -15,5 +15,6 @@ pub mod op;
 pub mod passes;
 pub mod random;
 pub mod reference;
+pub mod sample;
 pub mod tensor;
 pub mod types;
