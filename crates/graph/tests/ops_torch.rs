@@ -72,8 +72,8 @@ fn compare(ours: &Array, theirs: &[f64]) -> Result<(), String> {
     // Stored in f32, whose rounding is half of 2^-23.
     let tolerance = if ours.dtype.is_float() { 1e-6 } else { 0.0 };
     for (i, (a, b)) in ours.data.iter().zip(theirs).enumerate() {
-        let equal = a == b || (a.is_nan() && b.is_nan());
-        if !equal && !((a - b).abs() <= tolerance * b.abs().max(1.0)) {
+        let near = (a - b).abs() <= tolerance * b.abs().max(1.0);
+        if !(near || a == b || (a.is_nan() && b.is_nan())) {
             return Err(format!("[{i}] is {a}, PyTorch's {b}"));
         }
     }
