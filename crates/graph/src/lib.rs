@@ -14,6 +14,8 @@ pub mod infer;
 mod names;
 pub mod op;
 pub mod passes;
+pub mod random;
+pub mod reference;
 pub mod tensor;
 pub mod testing;
 pub mod text;
