@@ -97,12 +97,16 @@ pub fn splat(tensor: Tensor<'_>) -> Option<f64> {
     }
 }
 
-/// `value` as an element of type `dtype` holds it; whole numbers are in range in a valid graph.
+/// `value` as an element of type `dtype` holds it: rounded to nearest even, truncated and saturated, or whether not 0.
 pub fn rounded(dtype: DType, value: f64) -> f64 {
     match dtype {
         DType::F32 => f64::from(value as f32),
+        // Through f32, as all arithmetic in bf16 is done.
         DType::BF16 => half::bf16::from_f32(value as f32).to_f64(),
-        DType::I32 | DType::U32 | DType::U8 | DType::Bool => value,
+        DType::I32 => f64::from(value as i32),
+        DType::U32 => f64::from(value as u32),
+        DType::U8 => f64::from(value as u8),
+        DType::Bool => f64::from(u8::from(value != 0.0)),
     }
 }
 
