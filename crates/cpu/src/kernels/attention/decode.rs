@@ -1,6 +1,6 @@
 //! Attention of a single query over a cache: bound by reading keys and values, so they are read once and in place.
 
-use super::tiles::{Rows, Typed};
+use super::tiles::{Rows, Typed, clear};
 use super::{Attention, Operands, Sizes};
 use crate::isa::Cpu;
 use crate::kernels::view::{Scratch, ViewMut, piece};
@@ -9,6 +9,8 @@ use crate::simd::{Float, LANES, Lanes, Task};
 
 /// Keys of one task.
 const BLOCK: usize = 256;
+/// Keys that all query heads of a group look at before the next: as many rows, a power of two apart, as L1 has ways.
+const STEP: usize = 8;
 
 /// Whether this is the way for these sizes.
 pub(super) fn applies(sizes: &Sizes) -> bool {
@@ -24,7 +26,7 @@ fn partial(sizes: &Sizes) -> usize {
 pub(super) fn scratch(sizes: &Sizes) -> (usize, usize) {
     let blocks = sizes.s.div_ceil(BLOCK);
     let padded = sizes.d.next_multiple_of(LANES);
-    (piece::<f32>(sizes.b * sizes.h * blocks * partial(sizes)), piece::<f32>(padded) + piece::<f32>(BLOCK))
+    (piece::<f32>(sizes.b * sizes.h * blocks * partial(sizes)), sizes.h.div_ceil(sizes.g.max(1)) * (piece::<f32>(padded) + piece::<f32>(BLOCK)))
 }
 
 /// See [`super::attention`].
@@ -74,21 +76,34 @@ impl Task for Block<'_> {
         let first = (self.block * BLOCK).max(low);
         let keys = (self.block * BLOCK + BLOCK).min(high).saturating_sub(first);
         let mut pieces = self.scratch.worker(self.worker);
-        let query = pieces.take::<f32>(padded);
-        let weights = pieces.take::<f32>(BLOCK);
+        let heads = h / g;
+        let queries = pieces.take::<f32>(heads * padded);
+        let weights = pieces.take::<f32>(heads * BLOCK);
         let key_rows = Rows::of(&self.operands.key, self.batch, first, self.key_head);
         let value_rows = Rows::of(&self.operands.value, self.batch, first, self.key_head);
-        for head in self.key_head * (h / g)..(self.key_head + 1) * (h / g) {
-            // SAFETY: the pieces are this worker's; keys `first..first + keys` exist, and so does the query; the
-            // partial result of this block and head is written by this task alone.
-            unsafe {
-                let result = partial_result(&self.scratch, self.sizes, self.batch, head, self.block);
-                Rows::of(&self.operands.query, self.batch, 0, head).copy::<V>(1, self.spec.scale, query);
-                if key_rows.is_f32() {
-                    scores::<V, f32>(query, key_rows.typed(), d, keys, weights);
-                } else {
-                    scores::<V, u16>(query, key_rows.typed(), d, keys, weights);
+        let result =
+            |i| partial_result(&self.scratch, self.sizes, self.batch, self.key_head * heads + i, self.block);
+        // SAFETY: the pieces are this worker's; keys `first..first + keys` exist, and so do the queries; the partial
+        // results of this block and these heads are written by this task alone.
+        unsafe {
+            for i in 0..heads {
+                let rows = Rows::of(&self.operands.query, self.batch, 0, self.key_head * heads + i);
+                rows.copy::<V>(1, self.spec.scale, queries.add(i * padded));
+                clear(result(i), padded);
+            }
+            for at in (0..keys).step_by(STEP) {
+                let n = (keys - at).min(STEP);
+                for i in 0..heads {
+                    let (query, scores) = (queries.add(i * padded), weights.add(i * BLOCK + at));
+                    if key_rows.is_f32() {
+                        products::<V, f32>(query, key_rows.typed().from(at), d, n, scores);
+                    } else {
+                        products::<V, u16>(query, key_rows.typed().from(at), d, n, scores);
+                    }
                 }
+            }
+            for i in 0..heads {
+                let weights = weights.add(i * BLOCK);
                 for key in keys..keys.next_multiple_of(LANES) {
                     *weights.add(key) = f32::NEG_INFINITY;
                 }
@@ -100,13 +115,19 @@ impl Task for Block<'_> {
                     }
                 }
                 let (max, sum) = weigh::<V>(weights, keys);
-                if value_rows.is_f32() {
-                    sum_values::<V, f32>(weights, value_rows.typed(), d, keys, result);
-                } else {
-                    sum_values::<V, u16>(weights, value_rows.typed(), d, keys, result);
+                *result(i).add(padded) = max;
+                *result(i).add(padded + 1) = sum;
+            }
+            for at in (0..keys).step_by(STEP) {
+                let n = (keys - at).min(STEP);
+                for i in 0..heads {
+                    let weights = weights.add(i * BLOCK + at);
+                    if value_rows.is_f32() {
+                        add_values::<V, f32>(weights, value_rows.typed().from(at), d, n, result(i));
+                    } else {
+                        add_values::<V, u16>(weights, value_rows.typed().from(at), d, n, result(i));
+                    }
                 }
-                *result.add(padded) = max;
-                *result.add(padded + 1) = sum;
             }
         }
     }
@@ -117,7 +138,7 @@ impl Task for Block<'_> {
 /// # Safety
 /// All exist and `scores` has room for them.
 #[inline(always)]
-unsafe fn scores<V: Lanes, T: Float>(query: *const f32, rows: Typed<T>, d: usize, keys: usize, scores: *mut f32) {
+unsafe fn products<V: Lanes, T: Float>(query: *const f32, rows: Typed<T>, d: usize, keys: usize, scores: *mut f32) {
     let whole = d / LANES * LANES;
     for key in 0..keys {
         let mut score = V::splat(0.0);
@@ -134,37 +155,38 @@ unsafe fn scores<V: Lanes, T: Float>(query: *const f32, rows: Typed<T>, d: usize
     }
 }
 
-/// The weighted sum of `keys` values, as `[padded]`.
+/// Adds `keys` weighted values to `sums`, `[padded]`.
 ///
 /// # Safety
-/// All exist and `sums` has room for it.
+/// All exist.
 #[inline(always)]
-unsafe fn sum_values<V: Lanes, T: Float>(weights: *const f32, rows: Typed<T>, d: usize, keys: usize, sums: *mut f32) {
+unsafe fn add_values<V: Lanes, T: Float>(weights: *const f32, rows: Typed<T>, d: usize, keys: usize, sums: *mut f32) {
     const VECTORS: usize = 4;
     let blocks = d / (VECTORS * LANES) * (VECTORS * LANES);
-    for from in (0..blocks).step_by(VECTORS * LANES) {
-        let mut totals = [V::splat(0.0); VECTORS];
-        for key in 0..keys {
-            // SAFETY: as the caller says.
-            let weight = V::splat(unsafe { *weights.add(key) });
+    // SAFETY: as the caller says.
+    unsafe {
+        for from in (0..blocks).step_by(VECTORS * LANES) {
+            let mut totals = [V::splat(0.0); VECTORS];
             for (i, total) in totals.iter_mut().enumerate() {
-                // SAFETY: as the caller says.
-                *total = weight.mul_add(unsafe { rows.load_whole(key, from + i * LANES) }, *total);
+                *total = V::load(sums.add(from + i * LANES));
+            }
+            for key in 0..keys {
+                let weight = V::splat(*weights.add(key));
+                for (i, total) in totals.iter_mut().enumerate() {
+                    *total = weight.mul_add(rows.load_whole(key, from + i * LANES), *total);
+                }
+            }
+            for (i, total) in totals.into_iter().enumerate() {
+                total.store(sums.add(from + i * LANES));
             }
         }
-        for (i, total) in totals.into_iter().enumerate() {
-            // SAFETY: as the caller says.
-            unsafe { total.store(sums.add(from + i * LANES)) };
+        for at in (blocks..d).step_by(LANES) {
+            let mut total = V::load(sums.add(at));
+            for key in 0..keys {
+                total = V::splat(*weights.add(key)).mul_add(rows.load(key, at), total);
+            }
+            total.store(sums.add(at));
         }
-    }
-    for at in (blocks..d).step_by(LANES) {
-        let mut total = V::splat(0.0);
-        for key in 0..keys {
-            // SAFETY: as the caller says.
-            total = unsafe { V::splat(*weights.add(key)).mul_add(rows.load(key, at), total) };
-        }
-        // SAFETY: as the caller says.
-        unsafe { total.store(sums.add(at)) };
     }
 }
 

@@ -57,6 +57,21 @@ impl Rows {
         }
     }
 
+    /// The rows as `f32` with zeros, or what another row has, up to whole vectors: in place if they are such rows, else
+    /// copied to `to`. Gives the first and the stride.
+    ///
+    /// # Safety
+    /// As [`Rows::copy`].
+    #[inline(always)]
+    pub(super) unsafe fn in_place_or_copy<V: Lanes>(&self, n: usize, to: *mut f32) -> (*const f32, usize) {
+        if self.is_f32() && self.d.is_multiple_of(LANES) {
+            return (self.ptr.cast(), self.stride);
+        }
+        // SAFETY: as the caller says.
+        unsafe { self.copy::<V>(n, 1.0, to) };
+        (to, self.d.next_multiple_of(LANES))
+    }
+
     /// Copies `n` rows times `scale` transposed to `to`, as `[d][width]` with zeros beyond `n`; `width` is a multiple
     /// of 16.
     ///
@@ -127,6 +142,12 @@ pub(super) struct Typed<T> {
 }
 
 impl<T: Float> Typed<T> {
+    /// The rows from row `start` on.
+    #[inline(always)]
+    pub(super) fn from(self, start: usize) -> Typed<T> {
+        Typed { ptr: self.ptr.wrapping_add(start * self.stride), ..self }
+    }
+
     /// Sixteen values of one row from column `at` on, 0 beyond its end.
     ///
     /// # Safety
