@@ -7,9 +7,9 @@ use crate::kernels::view::{Scratch, ViewMut, piece};
 use crate::math::exp;
 use crate::simd::{Float, LANES, Lanes, Task};
 
-/// Keys of one task.
-const BLOCK: usize = 256;
-/// Keys that all query heads of a group look at before the next: as many rows, a power of two apart, as L1 has ways.
+/// Keys of one task, for all heads: caches that keep a key's heads together are then read from end to end.
+const BLOCK: usize = 128;
+/// Keys that all heads look at before the next: as many rows, a power of two apart, as L1 has ways.
 const STEP: usize = 8;
 
 /// Whether this is the way for these sizes.
@@ -26,7 +26,7 @@ fn partial(sizes: &Sizes) -> usize {
 pub(super) fn scratch(sizes: &Sizes) -> (usize, usize) {
     let blocks = sizes.s.div_ceil(BLOCK);
     let padded = sizes.d.next_multiple_of(LANES);
-    (piece::<f32>(sizes.b * sizes.h * blocks * partial(sizes)), sizes.h.div_ceil(sizes.g.max(1)) * (piece::<f32>(padded) + piece::<f32>(BLOCK)))
+    (piece::<f32>(sizes.b * sizes.h * blocks * partial(sizes)), sizes.h * (piece::<f32>(padded) + piece::<f32>(BLOCK)))
 }
 
 /// See [`super::attention`].
@@ -39,13 +39,13 @@ pub(super) fn run(
     log_sum_exp: &mut ViewMut<'_>,
     scratch_memory: &mut [u8],
 ) {
-    let Sizes { b, h, g, s, .. } = *sizes;
+    let Sizes { b, h, s, .. } = *sizes;
     let blocks = s.div_ceil(BLOCK);
     let (shared, each) = scratch(sizes);
     let scratch = Scratch::new(scratch_memory, shared, each, cpu.pool.threads());
-    cpu.pool.run(b * g * blocks, |task, worker| {
-        let (entry, block) = (task / blocks, task % blocks);
-        cpu.vectorise(Block { spec, operands, sizes, batch: entry / g, key_head: entry % g, block, scratch, worker });
+    cpu.pool.run(b * blocks, |task, worker| {
+        let (batch, block) = (task / blocks, task % blocks);
+        cpu.vectorise(Block { spec, operands, sizes, batch, block, scratch, worker });
     });
     let (out, log_sum_exp) = (&*out, &*log_sum_exp);
     cpu.pool.run(b * h, |task, _| {
@@ -53,13 +53,12 @@ pub(super) fn run(
     });
 }
 
-/// One block of keys, for all query heads that use this key head.
+/// One block of keys.
 struct Block<'a> {
     spec: &'a Attention,
     operands: &'a Operands<'a>,
     sizes: &'a Sizes,
     batch: usize,
-    key_head: usize,
     block: usize,
     scratch: Scratch<'a>,
     worker: usize,
@@ -76,34 +75,32 @@ impl Task for Block<'_> {
         let first = (self.block * BLOCK).max(low);
         let keys = (self.block * BLOCK + BLOCK).min(high).saturating_sub(first);
         let mut pieces = self.scratch.worker(self.worker);
-        let heads = h / g;
-        let queries = pieces.take::<f32>(heads * padded);
-        let weights = pieces.take::<f32>(heads * BLOCK);
-        let key_rows = Rows::of(&self.operands.key, self.batch, first, self.key_head);
-        let value_rows = Rows::of(&self.operands.value, self.batch, first, self.key_head);
-        let result =
-            |i| partial_result(&self.scratch, self.sizes, self.batch, self.key_head * heads + i, self.block);
+        let group = h / g.max(1);
+        let queries = pieces.take::<f32>(h * padded);
+        let weights = pieces.take::<f32>(h * BLOCK);
+        let result = |head| partial_result(&self.scratch, self.sizes, self.batch, head, self.block);
         // SAFETY: the pieces are this worker's; keys `first..first + keys` exist, and so do the queries; the partial
-        // results of this block and these heads are written by this task alone.
+        // results of this block are written by this task alone.
         unsafe {
-            for i in 0..heads {
-                let rows = Rows::of(&self.operands.query, self.batch, 0, self.key_head * heads + i);
-                rows.copy::<V>(1, self.spec.scale, queries.add(i * padded));
-                clear(result(i), padded);
+            for head in 0..h {
+                let rows = Rows::of(&self.operands.query, self.batch, 0, head);
+                rows.copy::<V>(1, self.spec.scale, queries.add(head * padded));
+                clear(result(head), padded);
             }
             for at in (0..keys).step_by(STEP) {
                 let n = (keys - at).min(STEP);
-                for i in 0..heads {
-                    let (query, scores) = (queries.add(i * padded), weights.add(i * BLOCK + at));
+                for head in 0..h {
+                    let (query, scores) = (queries.add(head * padded), weights.add(head * BLOCK + at));
+                    let key_rows = Rows::of(&self.operands.key, self.batch, first + at, head / group);
                     if key_rows.is_f32() {
-                        products::<V, f32>(query, key_rows.typed().from(at), d, n, scores);
+                        products::<V, f32>(query, key_rows.typed(), d, n, scores);
                     } else {
-                        products::<V, u16>(query, key_rows.typed().from(at), d, n, scores);
+                        products::<V, u16>(query, key_rows.typed(), d, n, scores);
                     }
                 }
             }
-            for i in 0..heads {
-                let weights = weights.add(i * BLOCK);
+            for head in 0..h {
+                let weights = weights.add(head * BLOCK);
                 for key in keys..keys.next_multiple_of(LANES) {
                     *weights.add(key) = f32::NEG_INFINITY;
                 }
@@ -115,17 +112,18 @@ impl Task for Block<'_> {
                     }
                 }
                 let (max, sum) = weigh::<V>(weights, keys);
-                *result(i).add(padded) = max;
-                *result(i).add(padded + 1) = sum;
+                *result(head).add(padded) = max;
+                *result(head).add(padded + 1) = sum;
             }
             for at in (0..keys).step_by(STEP) {
                 let n = (keys - at).min(STEP);
-                for i in 0..heads {
-                    let weights = weights.add(i * BLOCK + at);
+                for head in 0..h {
+                    let weights = weights.add(head * BLOCK + at);
+                    let value_rows = Rows::of(&self.operands.value, self.batch, first + at, head / group);
                     if value_rows.is_f32() {
-                        add_values::<V, f32>(weights, value_rows.typed().from(at), d, n, result(i));
+                        add_values::<V, f32>(weights, value_rows.typed(), d, n, result(head));
                     } else {
-                        add_values::<V, u16>(weights, value_rows.typed().from(at), d, n, result(i));
+                        add_values::<V, u16>(weights, value_rows.typed(), d, n, result(head));
                     }
                 }
             }

@@ -142,12 +142,6 @@ pub(super) struct Typed<T> {
 }
 
 impl<T: Float> Typed<T> {
-    /// The rows from row `start` on.
-    #[inline(always)]
-    pub(super) fn from(self, start: usize) -> Typed<T> {
-        Typed { ptr: self.ptr.wrapping_add(start * self.stride), ..self }
-    }
-
     /// Sixteen values of one row from column `at` on, 0 beyond its end.
     ///
     /// # Safety
