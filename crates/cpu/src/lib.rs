@@ -1,7 +1,8 @@
 //! Runs planned graphs on the CPU.
 //!
-//! Start reading at [`isa::Cpu`], the context of every kernel.
+//! Start reading at [`isa::Cpu`], the context of every kernel, then [`gemm`].
 
+pub mod gemm;
 pub mod isa;
 pub mod kernels;
 pub mod math;

@@ -17,11 +17,11 @@ pub struct InferError {
 }
 
 impl InferError {
-    fn new(message: impl Into<String>) -> InferError {
+    pub(crate) fn new(message: impl Into<String>) -> InferError {
         InferError { message: message.into(), help: None }
     }
 
-    fn help(self, help: impl Into<String>) -> InferError {
+    pub(crate) fn help(self, help: impl Into<String>) -> InferError {
         InferError { help: Some(help.into()), ..self }
     }
 }
