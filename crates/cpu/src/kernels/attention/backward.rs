@@ -174,11 +174,11 @@ impl Task for QueryTile<'_> {
             clear(dquery, queries * padded);
             for from in (start..end).step_by(KEYS) {
                 let keys = (end - from).min(KEYS);
-                Rows::of(&operands.key, batch, from, key_head).copy::<V>(keys, 1.0, key);
-                Rows::of(&operands.value, batch, from, key_head).copy::<V>(keys, 1.0, value);
+                let key = Rows::of(&operands.key, batch, from, key_head).in_place_or_copy::<V>(keys, key);
+                let value = Rows::of(&operands.value, batch, from, key_head).in_place_or_copy::<V>(keys, value);
                 let scores = Product {
-                    a: key,
-                    a_row: padded,
+                    a: key.0,
+                    a_row: key.1,
                     a_column: 1,
                     b: query,
                     b_row: width,
@@ -190,7 +190,7 @@ impl Task for QueryTile<'_> {
                     accumulate: false,
                 };
                 scores.run::<V>();
-                Product { a: value, b: dout, c: dweights, ..scores }.run::<V>();
+                Product { a: value.0, a_row: value.1, b: dout, c: dweights, ..scores }.run::<V>();
                 hide_tile(spec, &operands.mask, batch, s, weights, first, queries, width, from, keys);
                 for at in (0..width).step_by(LANES) {
                     let (log_sum, product) = (V::load(log_sum.add(at)), V::load(product.add(at)));
@@ -204,8 +204,8 @@ impl Task for QueryTile<'_> {
                     a: dweights,
                     a_row: 1,
                     a_column: width,
-                    b: key,
-                    b_row: padded,
+                    b: key.0,
+                    b_row: key.1,
                     c: dquery,
                     c_row: padded,
                     m: queries,
@@ -248,7 +248,7 @@ impl Task for KeyTile<'_> {
         // SAFETY: the pieces belong to this worker, have these sizes and do not overlap; keys `from..from + keys` and
         // queries below `t` exist; the first pass is over; this task alone writes the gradients of its keys of its head.
         unsafe {
-            Rows::of(&operands.key, batch, from, key_head).copy_transposed::<V>(keys, width, 1.0, key);
+            Rows::of(&operands.key, batch, from, key_head).copy_transposed::<V>(keys, width, spec.scale, key);
             Rows::of(&operands.value, batch, from, key_head).copy_transposed::<V>(keys, width, 1.0, value);
             clear(dkey, keys * padded);
             clear(dvalue, keys * padded);
@@ -260,11 +260,12 @@ impl Task for KeyTile<'_> {
                     if high <= from || low >= from + keys {
                         continue;
                     }
-                    Rows::of(&operands.query, batch, first, head).copy::<V>(queries, spec.scale, query);
-                    Rows::of(&results.out_gradient, batch, first, head).copy::<V>(queries, 1.0, dout);
+                    let query = Rows::of(&operands.query, batch, first, head).in_place_or_copy::<V>(queries, query);
+                    let dout_rows = Rows::of(&results.out_gradient, batch, first, head);
+                    let dout = dout_rows.in_place_or_copy::<V>(queries, dout);
                     let scores = Product {
-                        a: query,
-                        a_row: padded,
+                        a: query.0,
+                        a_row: query.1,
                         a_column: 1,
                         b: key,
                         b_row: width,
@@ -276,7 +277,7 @@ impl Task for KeyTile<'_> {
                         accumulate: false,
                     };
                     scores.run::<V>();
-                    Product { a: dout, b: value, c: dweights, ..scores }.run::<V>();
+                    Product { a: dout.0, a_row: dout.1, b: value, c: dweights, ..scores }.run::<V>();
                     for i in 0..queries {
                         hide(weights.add(i * width), 1, from, keys, spec.visible(first + i, s));
                     }
@@ -303,8 +304,8 @@ impl Task for KeyTile<'_> {
                         a: weights,
                         a_row: 1,
                         a_column: width,
-                        b: dout,
-                        b_row: padded,
+                        b: dout.0,
+                        b_row: dout.1,
                         c: dvalue,
                         c_row: padded,
                         m: keys,
@@ -313,10 +314,10 @@ impl Task for KeyTile<'_> {
                         accumulate: true,
                     };
                     values.run::<V>();
-                    Product { a: dweights, b: query, c: dkey, ..values }.run::<V>();
+                    Product { a: dweights, b: query.0, b_row: query.1, c: dkey, ..values }.run::<V>();
                 }
             }
-            Rows::to(&gradients.key, batch, from, key_head).write::<V>(keys, dkey, |_| 1.0);
+            Rows::to(&gradients.key, batch, from, key_head).write::<V>(keys, dkey, |_| spec.scale);
             Rows::to(&gradients.value, batch, from, key_head).write::<V>(keys, dvalue, |_| 1.0);
         }
     }

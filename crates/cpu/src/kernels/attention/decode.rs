@@ -1,14 +1,16 @@
 //! Attention of a single query over a cache: bound by reading keys and values, so they are read once and in place.
 
-use super::tiles::{Rows, Typed};
+use super::tiles::{Rows, Typed, clear};
 use super::{Attention, Operands, Sizes};
 use crate::isa::Cpu;
 use crate::kernels::view::{Scratch, ViewMut, piece};
 use crate::math::exp;
 use crate::simd::{Float, LANES, Lanes, Task};
 
-/// Keys of one task.
-const BLOCK: usize = 256;
+/// Keys of one task, for all heads: caches that keep a key's heads together are then read from end to end.
+const BLOCK: usize = 128;
+/// Keys that all heads look at before the next: as many rows, a power of two apart, as L1 has ways.
+const STEP: usize = 8;
 
 /// Whether this is the way for these sizes.
 pub(super) fn applies(sizes: &Sizes) -> bool {
@@ -24,7 +26,7 @@ fn partial(sizes: &Sizes) -> usize {
 pub(super) fn scratch(sizes: &Sizes) -> (usize, usize) {
     let blocks = sizes.s.div_ceil(BLOCK);
     let padded = sizes.d.next_multiple_of(LANES);
-    (piece::<f32>(sizes.b * sizes.h * blocks * partial(sizes)), piece::<f32>(padded) + piece::<f32>(BLOCK))
+    (piece::<f32>(sizes.b * sizes.h * blocks * partial(sizes)), sizes.h * (piece::<f32>(padded) + piece::<f32>(BLOCK)))
 }
 
 /// See [`super::attention`].
@@ -37,13 +39,13 @@ pub(super) fn run(
     log_sum_exp: &mut ViewMut<'_>,
     scratch_memory: &mut [u8],
 ) {
-    let Sizes { b, h, g, s, .. } = *sizes;
+    let Sizes { b, h, s, .. } = *sizes;
     let blocks = s.div_ceil(BLOCK);
     let (shared, each) = scratch(sizes);
     let scratch = Scratch::new(scratch_memory, shared, each, cpu.pool.threads());
-    cpu.pool.run(b * g * blocks, |task, worker| {
-        let (entry, block) = (task / blocks, task % blocks);
-        cpu.vectorise(Block { spec, operands, sizes, batch: entry / g, key_head: entry % g, block, scratch, worker });
+    cpu.pool.run(b * blocks, |task, worker| {
+        let (batch, block) = (task / blocks, task % blocks);
+        cpu.vectorise(Block { spec, operands, sizes, batch, block, scratch, worker });
     });
     let (out, log_sum_exp) = (&*out, &*log_sum_exp);
     cpu.pool.run(b * h, |task, _| {
@@ -51,13 +53,12 @@ pub(super) fn run(
     });
 }
 
-/// One block of keys, for all query heads that use this key head.
+/// One block of keys.
 struct Block<'a> {
     spec: &'a Attention,
     operands: &'a Operands<'a>,
     sizes: &'a Sizes,
     batch: usize,
-    key_head: usize,
     block: usize,
     scratch: Scratch<'a>,
     worker: usize,
@@ -74,21 +75,32 @@ impl Task for Block<'_> {
         let first = (self.block * BLOCK).max(low);
         let keys = (self.block * BLOCK + BLOCK).min(high).saturating_sub(first);
         let mut pieces = self.scratch.worker(self.worker);
-        let query = pieces.take::<f32>(padded);
-        let weights = pieces.take::<f32>(BLOCK);
-        let key_rows = Rows::of(&self.operands.key, self.batch, first, self.key_head);
-        let value_rows = Rows::of(&self.operands.value, self.batch, first, self.key_head);
-        for head in self.key_head * (h / g)..(self.key_head + 1) * (h / g) {
-            // SAFETY: the pieces are this worker's; keys `first..first + keys` exist, and so does the query; the
-            // partial result of this block and head is written by this task alone.
-            unsafe {
-                let result = partial_result(&self.scratch, self.sizes, self.batch, head, self.block);
-                Rows::of(&self.operands.query, self.batch, 0, head).copy::<V>(1, self.spec.scale, query);
-                if key_rows.is_f32() {
-                    scores::<V, f32>(query, key_rows.typed(), d, keys, weights);
-                } else {
-                    scores::<V, u16>(query, key_rows.typed(), d, keys, weights);
+        let group = h / g.max(1);
+        let queries = pieces.take::<f32>(h * padded);
+        let weights = pieces.take::<f32>(h * BLOCK);
+        let result = |head| partial_result(&self.scratch, self.sizes, self.batch, head, self.block);
+        // SAFETY: the pieces are this worker's; keys `first..first + keys` exist, and so do the queries; the partial
+        // results of this block are written by this task alone.
+        unsafe {
+            for head in 0..h {
+                let rows = Rows::of(&self.operands.query, self.batch, 0, head);
+                rows.copy::<V>(1, self.spec.scale, queries.add(head * padded));
+                clear(result(head), padded);
+            }
+            for at in (0..keys).step_by(STEP) {
+                let n = (keys - at).min(STEP);
+                for head in 0..h {
+                    let (query, scores) = (queries.add(head * padded), weights.add(head * BLOCK + at));
+                    let key_rows = Rows::of(&self.operands.key, self.batch, first + at, head / group);
+                    if key_rows.is_f32() {
+                        products::<V, f32>(query, key_rows.typed(), d, n, scores);
+                    } else {
+                        products::<V, u16>(query, key_rows.typed(), d, n, scores);
+                    }
                 }
+            }
+            for head in 0..h {
+                let weights = weights.add(head * BLOCK);
                 for key in keys..keys.next_multiple_of(LANES) {
                     *weights.add(key) = f32::NEG_INFINITY;
                 }
@@ -100,13 +112,20 @@ impl Task for Block<'_> {
                     }
                 }
                 let (max, sum) = weigh::<V>(weights, keys);
-                if value_rows.is_f32() {
-                    sum_values::<V, f32>(weights, value_rows.typed(), d, keys, result);
-                } else {
-                    sum_values::<V, u16>(weights, value_rows.typed(), d, keys, result);
+                *result(head).add(padded) = max;
+                *result(head).add(padded + 1) = sum;
+            }
+            for at in (0..keys).step_by(STEP) {
+                let n = (keys - at).min(STEP);
+                for head in 0..h {
+                    let weights = weights.add(head * BLOCK + at);
+                    let value_rows = Rows::of(&self.operands.value, self.batch, first + at, head / group);
+                    if value_rows.is_f32() {
+                        add_values::<V, f32>(weights, value_rows.typed(), d, n, result(head));
+                    } else {
+                        add_values::<V, u16>(weights, value_rows.typed(), d, n, result(head));
+                    }
                 }
-                *result.add(padded) = max;
-                *result.add(padded + 1) = sum;
             }
         }
     }
@@ -117,7 +136,7 @@ impl Task for Block<'_> {
 /// # Safety
 /// All exist and `scores` has room for them.
 #[inline(always)]
-unsafe fn scores<V: Lanes, T: Float>(query: *const f32, rows: Typed<T>, d: usize, keys: usize, scores: *mut f32) {
+unsafe fn products<V: Lanes, T: Float>(query: *const f32, rows: Typed<T>, d: usize, keys: usize, scores: *mut f32) {
     let whole = d / LANES * LANES;
     for key in 0..keys {
         let mut score = V::splat(0.0);
@@ -134,37 +153,38 @@ unsafe fn scores<V: Lanes, T: Float>(query: *const f32, rows: Typed<T>, d: usize
     }
 }
 
-/// The weighted sum of `keys` values, as `[padded]`.
+/// Adds `keys` weighted values to `sums`, `[padded]`.
 ///
 /// # Safety
-/// All exist and `sums` has room for it.
+/// All exist.
 #[inline(always)]
-unsafe fn sum_values<V: Lanes, T: Float>(weights: *const f32, rows: Typed<T>, d: usize, keys: usize, sums: *mut f32) {
+unsafe fn add_values<V: Lanes, T: Float>(weights: *const f32, rows: Typed<T>, d: usize, keys: usize, sums: *mut f32) {
     const VECTORS: usize = 4;
     let blocks = d / (VECTORS * LANES) * (VECTORS * LANES);
-    for from in (0..blocks).step_by(VECTORS * LANES) {
-        let mut totals = [V::splat(0.0); VECTORS];
-        for key in 0..keys {
-            // SAFETY: as the caller says.
-            let weight = V::splat(unsafe { *weights.add(key) });
+    // SAFETY: as the caller says.
+    unsafe {
+        for from in (0..blocks).step_by(VECTORS * LANES) {
+            let mut totals = [V::splat(0.0); VECTORS];
             for (i, total) in totals.iter_mut().enumerate() {
-                // SAFETY: as the caller says.
-                *total = weight.mul_add(unsafe { rows.load_whole(key, from + i * LANES) }, *total);
+                *total = V::load(sums.add(from + i * LANES));
+            }
+            for key in 0..keys {
+                let weight = V::splat(*weights.add(key));
+                for (i, total) in totals.iter_mut().enumerate() {
+                    *total = weight.mul_add(rows.load_whole(key, from + i * LANES), *total);
+                }
+            }
+            for (i, total) in totals.into_iter().enumerate() {
+                total.store(sums.add(from + i * LANES));
             }
         }
-        for (i, total) in totals.into_iter().enumerate() {
-            // SAFETY: as the caller says.
-            unsafe { total.store(sums.add(from + i * LANES)) };
+        for at in (blocks..d).step_by(LANES) {
+            let mut total = V::load(sums.add(at));
+            for key in 0..keys {
+                total = V::splat(*weights.add(key)).mul_add(rows.load(key, at), total);
+            }
+            total.store(sums.add(at));
         }
-    }
-    for at in (blocks..d).step_by(LANES) {
-        let mut total = V::splat(0.0);
-        for key in 0..keys {
-            // SAFETY: as the caller says.
-            total = unsafe { V::splat(*weights.add(key)).mul_add(rows.load(key, at), total) };
-        }
-        // SAFETY: as the caller says.
-        unsafe { total.store(sums.add(at)) };
     }
 }
 

@@ -27,7 +27,7 @@ fn scratch(sizes: &Sizes) -> usize {
 /// softmax's sums into `log_sum_exp` (`f32[b, h, t]`, any strides). A query that sees no key gives 0 and minus infinity.
 ///
 /// Scores are chains over ascending `d`; keys are taken in tiles of 64 counted from key 0, sums over keys are chains in
-/// ascending order. With `t = 1` keys are taken in blocks of 256, which are combined in ascending order.
+/// ascending order. With `t = 1` keys are taken in blocks of 128, which are combined in ascending order.
 ///
 /// # Panics
 /// If the operands do not fit each other or the scratch is too small.
@@ -109,11 +109,11 @@ impl Task for Tile<'_> {
             }
             for from in (start..end).step_by(KEYS) {
                 let keys = (end - from).min(KEYS);
-                Rows::of(&self.operands.key, batch, from, key_head).copy::<V>(keys, 1.0, key);
-                Rows::of(&self.operands.value, batch, from, key_head).copy::<V>(keys, 1.0, value);
+                let key = Rows::of(&self.operands.key, batch, from, key_head).in_place_or_copy::<V>(keys, key);
+                let value = Rows::of(&self.operands.value, batch, from, key_head).in_place_or_copy::<V>(keys, value);
                 Product {
-                    a: key,
-                    a_row: padded,
+                    a: key.0,
+                    a_row: key.1,
                     a_column: 1,
                     b: query,
                     b_row: width,
@@ -140,8 +140,8 @@ impl Task for Tile<'_> {
                     a: scores,
                     a_row: 1,
                     a_column: width,
-                    b: value,
-                    b_row: padded,
+                    b: value.0,
+                    b_row: value.1,
                     c: sums,
                     c_row: padded,
                     m: queries,

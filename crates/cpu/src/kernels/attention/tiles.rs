@@ -57,6 +57,21 @@ impl Rows {
         }
     }
 
+    /// The rows as `f32` with zeros, or what another row has, up to whole vectors: in place if they are such rows, else
+    /// copied to `to`. Gives the first and the stride.
+    ///
+    /// # Safety
+    /// As [`Rows::copy`].
+    #[inline(always)]
+    pub(super) unsafe fn in_place_or_copy<V: Lanes>(&self, n: usize, to: *mut f32) -> (*const f32, usize) {
+        if self.is_f32() && self.d.is_multiple_of(LANES) {
+            return (self.ptr.cast(), self.stride);
+        }
+        // SAFETY: as the caller says.
+        unsafe { self.copy::<V>(n, 1.0, to) };
+        (to, self.d.next_multiple_of(LANES))
+    }
+
     /// Copies `n` rows times `scale` transposed to `to`, as `[d][width]` with zeros beyond `n`; `width` is a multiple
     /// of 16.
     ///
