@@ -2,6 +2,7 @@
 
 mod attention;
 mod dot;
+mod interpreted;
 
 use smallvec::SmallVec;
 use tenon_graph::backend::BackendError;
@@ -83,8 +84,7 @@ impl Target {
 pub fn prepare(cpu: &Cpu, program: &Program, step: &Step) -> Box<dyn Kernel> {
     let graph = &program.graph;
     match &step.work {
-        Work::Fused(fused) => todo!("{fused:?}"),
-        Work::Copy { source, target } => todo!("{source:?} {target:?}"),
+        Work::Fused(_) | Work::Copy { .. } => Box::new(interpreted::Interpreted::new(program, step)),
         Work::Kernel { node, operands } => {
             let data = graph.node(*node);
             let targets: Vec<Target> = data.outputs().map(|v| Target::new(graph, v)).collect();
@@ -100,7 +100,7 @@ pub fn prepare(cpu: &Cpu, program: &Program, step: &Step) -> Box<dyn Kernel> {
                     "attention_gradient" => Box::new(attention::Backward::new(cpu, &composite.attrs, &windows, &targets)),
                     name => unreachable!("{name} is lowered by its expansion"),
                 },
-                other => todo!("{other:?}"),
+                _ => Box::new(interpreted::Interpreted::new(program, step)),
             }
         }
     }

@@ -8,10 +8,7 @@ pub mod fold;
 pub mod mode;
 pub mod pipeline;
 pub mod precision;
-<<<<<<< HEAD
 pub mod recompute;
-=======
->>>>>>> passes
 pub mod rewrite;
 pub mod rules;
 pub mod simplify;
