@@ -8,4 +8,7 @@ pub mod files;
 pub mod goal;
 pub mod metrics;
 mod numbers;
+pub mod report;
+pub mod run_folder;
 pub mod tensorboard;
+pub mod tune;

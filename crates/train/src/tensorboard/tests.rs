@@ -32,7 +32,10 @@ fn records_have_the_bytes_that_tensorboard_reads() {
         "2600000000000000734fe30009000000000000f03f10ac022a180a0b0a046c6f7373150000c03f0a090a026c72150000803e43f8e033"
     );
     let text = record(&event(1.0, 1, &text_summary("note", "hi")));
-    assert_eq!(hex(&text), "");
+    assert_eq!(
+        hex(&text),
+        "290000000000000037ff5f0009000000000000f03f10012a1c0a1a0a046e6f74654a080a060a0474657874420808071200420268692fc425a2"
+    );
 }
 
 #[test]
