@@ -66,7 +66,7 @@ pub enum TokenizerConfig {
         vocab: usize,
     },
     /// One token for every character of the training part, and `<unk>` for any other.
-    Char,
+    Char {},
     /// A given `tokenizer.json`.
     File {
         /// Its path.

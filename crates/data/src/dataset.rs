@@ -125,7 +125,7 @@ impl Facts {
 pub struct SplitFacts {
     /// Samples of an epoch.
     pub samples: u64,
-    /// Text: tokens. Of the held-out part each is predicted exactly once, so
+    /// Text: tokens, separators of documents included. Of the held-out part each is predicted exactly once, so
     /// bits per byte = total loss in nats / ln 2 / `bytes`.
     pub tokens: u64,
     /// Text: bytes of the source.

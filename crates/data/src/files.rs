@@ -70,8 +70,7 @@ pub(crate) fn write_atomically(
         _ => Path::new("."),
     };
     fs::create_dir_all(folder).map_err(DataError::io("create the folder", folder))?;
-    let mut temporary =
-        NamedTempFile::new_in(folder).map_err(DataError::io("create a file in", folder))?;
+    let mut temporary = temporary_in(folder).map_err(DataError::io("create a file in", folder))?;
     write(temporary.as_file_mut())?;
     temporary
         .as_file()
@@ -81,6 +80,14 @@ pub(crate) fn write_atomically(
         .persist(path)
         .map_err(|error| DataError::io("rename a finished file to", path)(error.error))?;
     sync_folder(folder)
+}
+
+/// A temporary file with the permissions of any other new file: it is there to stay.
+fn temporary_in(folder: &Path) -> std::io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
 /// Makes a rename survive a power cut. Windows cannot open folders for this, and does not need it.

@@ -20,7 +20,8 @@ pub use config::{
     DataConfig, IdxPair, ImageSource, Paths, TableSource, TokenizerConfig, Validation,
 };
 pub use dataset::{
-    Dataset, ElementType, Facts, Field, Split, SplitFacts, Standardization, fill_batch,
+    Dataset, ElementType, Facts, Field, IGNORED_LABEL, Split, SplitFacts, Standardization,
+    fill_batch,
 };
 pub use error::{DataError, Place};
 pub use open::{Progress, open};

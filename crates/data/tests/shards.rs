@@ -170,3 +170,14 @@ fn small_and_large_vocabularies_are_stored_and_read_alike() {
         data.facts().notes
     );
 }
+
+#[test]
+fn a_cache_that_cannot_be_written_is_an_error() {
+    let folder = Folder::new(&[("t.txt", &excerpt()), ("cache", b"a file, not a folder")]);
+    let message = folder.error(TOML);
+    assert!(
+        message.starts_with("cannot create the folder: "),
+        "{message}"
+    );
+    assert!(message.contains("\n  --> cache\n"), "{message}");
+}

@@ -284,6 +284,10 @@ fn settings_are_strict_and_survive_being_written() {
             "unknown field `x`",
         ),
         (
+            "tokenizer = { kind = \"char\", vocab = 3 }",
+            "unknown field `vocab`",
+        ),
+        (
             "tokenizer = { kind = \"words\" }",
             "unknown variant `words`",
         ),
@@ -297,4 +301,12 @@ fn settings_are_strict_and_survive_being_written() {
             .to_string();
         assert!(error.contains(wanted), "{toml}: {error}");
     }
+    let schema = schemars::schema_for!(DataConfig).to_value();
+    assert_eq!(schema["additionalProperties"], false);
+    let keys: Vec<&String> = schema["properties"]
+        .as_object()
+        .expect("keys")
+        .keys()
+        .collect();
+    assert_eq!(keys.len(), 5, "{keys:?}");
 }

@@ -76,7 +76,7 @@ pub(crate) fn open(
                 notes.push(why);
             }
             let tokenizer = tokenizer::build(settings.tokenizer, &source, base_dir, progress)?;
-            let by_character = *settings.tokenizer == TokenizerConfig::Char;
+            let by_character = *settings.tokenizer == TokenizerConfig::Char {};
             tokenize::write_shards(&source, &tokenizer, by_character, key, &path, progress)?;
             let again = open_shards(&path, &key).map_err(|why| {
                 DataError::content(
@@ -128,7 +128,7 @@ fn key(
             hasher.update(b"bpe ");
             hasher.update(&(*vocab as u64).to_le_bytes());
         }
-        TokenizerConfig::Char => {
+        TokenizerConfig::Char {} => {
             hasher.update(b"char");
         }
         TokenizerConfig::File { file } => {

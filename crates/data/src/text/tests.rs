@@ -81,7 +81,7 @@ fn every_tokenizer(text: &Text) -> Vec<(&'static str, Tokenizer)> {
         "normalized": false, "special": true}]);
     vec![
         ("bpe", bpe.clone()),
-        ("char", own(&TokenizerConfig::Char)),
+        ("char", own(&TokenizerConfig::Char {})),
         ("llama 3", changed("pre_tokenizer", split)),
         ("metaspace", changed("pre_tokenizer", metaspace)),
         ("added token", changed("added_tokens", added)),

@@ -41,7 +41,7 @@ pub(crate) fn build(
             progress(Progress::TrainingTokenizer { bytes });
             train_bpe(*vocab, source)
         }
-        TokenizerConfig::Char => {
+        TokenizerConfig::Char {} => {
             progress(Progress::TrainingTokenizer { bytes });
             characters(source)
         }
