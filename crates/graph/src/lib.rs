@@ -5,6 +5,7 @@
 
 pub mod autodiff;
 pub mod composite;
+pub mod cost;
 pub mod diagnostic;
 pub mod dim;
 pub mod elementwise;
@@ -17,4 +18,7 @@ pub mod random;
 pub mod reference;
 pub mod sample;
 pub mod tensor;
+pub mod testing;
+pub mod text;
 pub mod types;
+pub mod verify;

@@ -46,7 +46,8 @@ impl<'a, 'g> Visit<'a, 'g> {
 
 /// Rebuilds `graph`, with what `rule` returns in the place of each node, or the node itself where it returns `None`.
 ///
-/// Sites, phases, outputs and updates stay. Nodes on which neither depends are not visited, and are not in the result.
+/// Sites, phases, outputs and updates stay; outputs and updates that the rule gives the builder come after them. Nodes on
+/// which neither depends are not visited, and are not in the result.
 /// A rule that adds random bits gives their stream itself: [`Builder::random_bits`] does not know the old graph's.
 ///
 /// # Errors
@@ -131,9 +132,12 @@ impl Moves {
         self.values[old.index()].expect("operands come before their users")
     }
 
+    /// Puts the outputs and updates of `old` before those of `new`.
     fn roots(&self, old: &Graph, new: &mut Graph) {
-        new.outputs = old.outputs.iter().map(|(name, v)| (name.clone(), self.value(*v))).collect();
-        new.updates = old.updates.iter().map(|(input, v)| (self.value(*input), self.value(*v))).collect();
+        let outputs = old.outputs.iter().map(|(name, v)| (name.clone(), self.value(*v)));
+        new.outputs.splice(0..0, outputs);
+        let updates = old.updates.iter().map(|(input, v)| (self.value(*input), self.value(*v)));
+        new.updates.splice(0..0, updates);
     }
 }
 
