@@ -16,6 +16,7 @@ pub mod op;
 pub mod passes;
 pub mod random;
 pub mod reference;
+pub mod sample;
 pub mod tensor;
 pub mod testing;
 pub mod text;
