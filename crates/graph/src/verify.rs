@@ -10,6 +10,9 @@ use crate::infer::infer;
 use crate::op::{Op, Source};
 use crate::types::Type;
 
+#[cfg(test)]
+mod tests;
+
 /// Checks that operands come before their users, that types are those that follow, that names of inputs and of outputs
 /// are unique, that updates are of inputs, of equal types and one for each, and that composites are registered.
 ///

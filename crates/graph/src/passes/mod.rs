@@ -16,6 +16,7 @@ pub mod split;
 
 use crate::diagnostic::{Diagnostic, Site};
 use crate::graph::Graph;
+use crate::text::print;
 use crate::verify::verify;
 
 /// A named step of a pipeline.
@@ -35,14 +36,14 @@ pub static ALGEBRA: &[Stage] = &[
     Stage { name: "common", doc: "equal nodes of a phase computed once", run: common::common },
 ];
 
-/// Runs `stages` again and again until the graph gets no smaller; `observe` sees each stage's result.
+/// Runs `stages` again and again until a round changes nothing; `observe` sees each stage's result.
 ///
 /// # Errors
 /// A stage's own; a stage that breaks the graph, which the verifier tells.
 pub fn run(graph: &Graph, stages: &[Stage], mut observe: impl FnMut(&Stage, &Graph)) -> Result<Graph, Diagnostic> {
     let mut graph = graph.clone();
+    let mut text = print(&graph);
     loop {
-        let nodes = graph.node_count();
         for stage in stages {
             graph = (stage.run)(&graph)?;
             verify(&graph).map_err(|broken| Diagnostic {
@@ -53,7 +54,8 @@ pub fn run(graph: &Graph, stages: &[Stage], mut observe: impl FnMut(&Stage, &Gra
             })?;
             observe(stage, &graph);
         }
-        if graph.node_count() >= nodes {
+        let before = std::mem::replace(&mut text, print(&graph));
+        if text == before {
             return Ok(graph);
         }
     }

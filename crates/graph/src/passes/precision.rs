@@ -4,7 +4,7 @@
 //! stay f32 masters. Norms, softmax, losses, reductions and the optimizer are f32 and see no difference: the type of no
 //! value that they read changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use smallvec::SmallVec;
 
@@ -12,7 +12,7 @@ use crate::composite::Composite;
 use crate::composite::attention::{ATTENTION, ATTENTION_GRADIENT};
 use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Phase, Value};
-use crate::op::{Conv, Dot, Op, Role, Source};
+use crate::op::{Conv, Dot, Op, Role, Source, View};
 use crate::passes::rewrite::rewrite;
 use crate::passes::rules::Made;
 use crate::tensor::Tensor;
@@ -20,18 +20,22 @@ use crate::types::DType;
 
 /// `graph` with its products in bf16. It may be a model alone or have gradients and an optimizer already.
 ///
-/// Each value is converted once. Gradients of parameters, that is products in [`Phase::Backward`] on which no further
-/// product there depends, keep their f32 results; products of the optimizer stay f32 throughout.
+/// Each value is converted once. Gradients of parameters keep their f32 results: products in [`Phase::Backward`] on which
+/// no further product there depends, which is also true of what flows into the first layer's embedding. Products of the
+/// optimizer stay f32 throughout.
 ///
 /// # Errors
 /// Those of [`rewrite`].
 pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
-    let feeds = feeds_products(graph);
+    let (feeds, split) = (feeds_products(graph), split_values(graph));
     let mut narrow = Narrow::default();
     rewrite(graph, |visit| {
         let data = visit.data();
         if data.phase == Phase::Update || !is_product(&data.op) {
-            return None;
+            let kept = visit.keep();
+            let new = data.outputs().zip(&kept).filter(|(old, _)| split[old.index()]);
+            narrow.split.extend(new.map(|(_, new)| new.value()));
+            return Some(kept);
         }
         let last_gradient = data.phase == Phase::Backward && !data.outputs().any(|v| feeds[v.index()]);
         let dtype = if last_gradient { DType::F32 } else { DType::BF16 };
@@ -93,6 +97,15 @@ fn feeds_products(graph: &Graph) -> Vec<bool> {
     feeds
 }
 
+/// By value: whether it is only taken apart, as the joint projection of query, key and value is.
+fn split_values(graph: &Graph) -> Vec<bool> {
+    let mut slices = vec![0; graph.value_count()];
+    for node in graph.nodes().filter(|n| matches!(graph.node(*n).op, Op::View(View::Slice { .. }))) {
+        slices[graph.node(node).inputs[0].index()] += 1;
+    }
+    slices.iter().zip(graph.use_counts()).map(|(slices, uses)| *slices >= 2 && *slices == uses).collect()
+}
+
 /// How many views a conversion moves through; programs that stack more gain nothing.
 const MAX_VIEWS: usize = 8;
 
@@ -100,11 +113,13 @@ const MAX_VIEWS: usize = 8;
 #[derive(Default)]
 struct Narrow {
     known: HashMap<Value, Value>,
+    /// Values that are only taken apart.
+    split: HashSet<Value>,
 }
 
 impl Narrow {
-    /// `tensor` in bf16: what it was converted from, or its conversion. Conversions go below views of parameters and of
-    /// products, so that these are converted once and never rearranged in f32.
+    /// `tensor` in bf16: what it was converted from, or its conversion. Conversions go below views where they then do no
+    /// more work, so that a value is converted once for all its views and is never rearranged in f32.
     fn of<'g>(&mut self, tensor: Tensor<'g>, views: usize) -> Tensor<'g> {
         let builder = tensor.builder();
         if tensor.dtype() != DType::F32 {
@@ -116,7 +131,7 @@ impl Narrow {
         let made = Made::of(tensor);
         let narrow = match &made.op {
             Op::Cast(_) if made.operands[0].dtype() == DType::BF16 => made.operands[0],
-            Op::View(_) if self.is_free(tensor, views) => {
+            Op::View(view) if views > 0 && self.goes_below(view, &made.operands, views) => {
                 let operands: SmallVec<[Tensor<'g>; 4]> =
                     made.operands.iter().map(|t| self.of(*t, views - 1)).collect();
                 builder.add(made.op.clone(), &operands, 1)[0]
@@ -125,6 +140,17 @@ impl Narrow {
         };
         self.known.insert(tensor.value(), narrow.value());
         narrow
+    }
+
+    /// Whether converting the operands of a view costs no more than converting its result.
+    fn goes_below(&self, view: &View, operands: &[Tensor<'_>], views: usize) -> bool {
+        match view {
+            View::Reshape(_) | View::Transpose(_) | View::Broadcast(_) => true,
+            View::Slice { .. } if self.split.contains(&operands[0].value()) => true,
+            View::Slice { .. } | View::Pad { .. } | View::Concat(_) => {
+                operands.iter().all(|t| self.is_free(*t, views - 1))
+            }
+        }
     }
 
     /// Whether the bf16 form of `tensor` is there already, or is wanted anyway.
