@@ -212,6 +212,32 @@ impl Generator {
         Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
 
+    /// Continues `prompt` by up to `count` tokens, as far as the caches reach, and returns prompt and continuation.
+    /// `each` sees every new token and says whether to go on.
+    ///
+    /// # Errors
+    /// As [`Generator::read`].
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        count: usize,
+        sampling: &Sampling,
+        mut each: impl FnMut(u32) -> bool,
+    ) -> Result<Vec<u32>, ModelError> {
+        let mut text = prompt.to_vec();
+        let mut unread = 0;
+        for _ in 0..count {
+            let logits = self.read(&text[unread..])?;
+            unread = text.len();
+            let token = sampling.choose(&logits, text.len()) as u32;
+            text.push(token);
+            if !each(token) || text.len() > self.capacity {
+                break;
+            }
+        }
+        Ok(text)
+    }
+
     fn run(&mut self, program: usize, tokens: &[u32]) -> Result<(), ModelError> {
         let ids = self.session.input_mut(&self.tokens).expect("every program has the input of tokens");
         for (bytes, token) in ids.chunks_exact_mut(4).zip(tokens) {

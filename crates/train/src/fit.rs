@@ -1,6 +1,7 @@
 //! The training loop: steps, records, evaluations, checkpoints, and how it ends.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -9,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{CheckpointError, Checkpoints, Damage};
 use crate::experiment::Train;
 use crate::files::FileError;
-use crate::goal::Better;
+use crate::goal::{Better, Verdict};
 use crate::metrics::{Kind, MetricsLog, Record};
 use crate::run_folder::RunFolder;
 use crate::tensorboard::EventWriter;
 use crate::trainer::{TrainError, Trainer};
+use crate::tune::{Assignment, Trial};
 
 /// What the loop tells while it runs.
 #[derive(Clone, Debug)]
@@ -47,6 +49,40 @@ pub enum Event<'a> {
     Saved {
         /// Steps done.
         step: u64,
+    },
+    /// Text was generated.
+    Sampled {
+        /// Prompt and continuation.
+        text: &'a str,
+    },
+    /// A trial of the search begins.
+    Trial {
+        /// Its number, from 0.
+        trial: u64,
+        /// The values it has.
+        assignment: &'a Assignment,
+    },
+    /// A trial of the search is over.
+    TrialEnded {
+        /// What is known of it.
+        trial: &'a Trial,
+    },
+    /// The goals were looked at.
+    Judged {
+        /// Met or not.
+        verdict: &'a Verdict,
+    },
+    /// The model was exported, read again and compared.
+    Exported {
+        /// The folder.
+        folder: &'a Path,
+        /// The greatest difference of a weight that was read again.
+        difference: f64,
+    },
+    /// The report was written.
+    Reported {
+        /// The file.
+        file: &'a Path,
     },
 }
 

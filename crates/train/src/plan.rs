@@ -59,11 +59,12 @@ impl fmt::Display for PlanError {
             }
             PlanError::Data(message) => f.write_str(message),
             PlanError::Memory(over) => {
-                let size = |bytes: usize| ByteSize::new(bytes as u64);
+                // Rounded up, so that what is suggested is enough.
+                let size = |bytes: usize| ByteSize((bytes as u64).next_multiple_of(1 << 20));
                 write!(
                     f,
                     "the run does not fit in memory = \"{}\": it needs {}, and {} with everything recomputed that can be",
-                    size(over.budget),
+                    ByteSize(over.budget as u64),
                     size(over.plain),
                     size(over.smallest)
                 )?;

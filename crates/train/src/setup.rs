@@ -87,8 +87,7 @@ fn facts_of(facts: &Facts) -> Vec<(&'static str, usize, bool)> {
 }
 
 impl Setup {
-    /// Opens data and model of an experiment that was read from `origin`. `architecture` stands for the experiment's own
-    /// where a run has a copy of it.
+    /// Opens data and model of an experiment that was read from `origin`.
     ///
     /// # Errors
     /// See [`SetupError`].
@@ -165,7 +164,7 @@ impl Setup {
     /// # Errors
     /// See [`PlanError`].
     pub fn plan(&self, backend: &dyn Backend) -> Result<RunPlan, SetupError> {
-        let budget = self.experiment.train.memory.map(|m| m.bytes() as usize);
+        let budget = self.experiment.train.memory.map(|m| m.0 as usize);
         plan(&self.recipe(), &*self.data, backend, budget).map_err(SetupError::Plan)
     }
 

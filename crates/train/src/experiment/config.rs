@@ -1,9 +1,8 @@
 //! The tables of an experiment file. Every default is in a `Default` implementation below and nowhere else.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Optimizer;
@@ -328,19 +327,4 @@ impl Default for Deploy {
 pub enum ExportFormat {
     /// `model.safetensors`, `config.json` and `tokenizer.json` with Hugging Face names.
     Safetensors,
-}
-
-/// `[data]`: the table as it stands in the file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct DataConfig(pub toml::Table);
-
-impl JsonSchema for DataConfig {
-    fn schema_name() -> Cow<'static, str> {
-        "Data".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "object", "description": "Where the samples come from." })
-    }
 }

@@ -20,10 +20,11 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tenon_data::DataConfig;
 use toml::{Table, Value};
 
 pub use config::{
-    Bound, DataConfig, Deploy, EarlyStop, ExportFormat, Hyperparameter, Model, Objective, Precision, Sample, Search,
+    Bound, Deploy, EarlyStop, ExportFormat, Hyperparameter, Model, Objective, Precision, Sample, Search,
     StopPoor, Train, Tune,
 };
 pub use frozen::{Difference, differences};
