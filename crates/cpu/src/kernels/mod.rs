@@ -7,7 +7,9 @@
 //! Sizes that do not fit each other are mistakes of the caller and panic; only indices found in data are errors.
 
 pub mod attention;
+mod copy;
 mod product;
 mod view;
 
+pub use copy::{clear, concat, copy, pad};
 pub use view::{Axes, Element, View, ViewMut};
