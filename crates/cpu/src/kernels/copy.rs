@@ -1,6 +1,6 @@
 //! Strided copies: what stores a view. Element types are kept, bits are moved as they are.
 
-use super::view::{Axes, MAX_RANK, View, ViewMut};
+use super::view::{Axes, MAX_RANK, Pointer, View, ViewMut};
 use crate::isa::Cpu;
 use crate::simd::{LANES, Lanes, Task};
 
@@ -173,19 +173,6 @@ impl Plan {
                 }
             }
         });
-    }
-}
-
-/// A pointer for all workers.
-#[derive(Clone, Copy)]
-struct Pointer<T>(*mut T);
-
-// SAFETY: it is only followed where the code that follows it argues for it.
-unsafe impl<T> Sync for Pointer<T> {}
-
-impl<T> Pointer<T> {
-    fn get(&self) -> *mut T {
-        self.0
     }
 }
 

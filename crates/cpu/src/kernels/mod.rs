@@ -8,8 +8,15 @@
 
 pub mod attention;
 mod copy;
+mod index;
 mod product;
+mod sort;
 mod view;
 
 pub use copy::{clear, concat, copy, pad};
+pub use index::{
+    OutOfRange, gather_along, gather_rows, scatter_add_along, scatter_add_along_scratch_bytes, scatter_add_rows,
+    scatter_add_rows_scratch_bytes, write,
+};
+pub use sort::{argsort, argsort_scratch_bytes};
 pub use view::{Axes, Element, View, ViewMut};

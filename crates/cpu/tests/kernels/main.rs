@@ -2,4 +2,5 @@
 
 mod attention;
 mod copy;
+mod index;
 mod support;
