@@ -7,7 +7,16 @@
 //! Sizes that do not fit each other are mistakes of the caller and panic; only indices found in data are errors.
 
 pub mod attention;
+mod copy;
+mod index;
 mod product;
+mod sort;
 mod view;
 
+pub use copy::{clear, concat, copy, pad};
+pub use index::{
+    OutOfRange, gather_along, gather_rows, scatter_add_along, scatter_add_along_scratch_bytes, scatter_add_rows,
+    scatter_add_rows_scratch_bytes, write,
+};
+pub use sort::{argsort, argsort_scratch_bytes};
 pub use view::{Axes, Element, View, ViewMut};

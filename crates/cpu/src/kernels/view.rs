@@ -158,6 +158,11 @@ impl<'a> View<'a> {
         self.ptr.cast()
     }
 
+    /// The first element's first byte.
+    pub(crate) fn bytes(&self) -> Pointer<u8> {
+        Pointer(self.ptr.cast_mut())
+    }
+
     /// Elements `start, start + step, ..` along one axis, `size` of them.
     ///
     /// # Panics
@@ -177,6 +182,35 @@ impl<'a> View<'a> {
         part.shape[axis] = size;
         part.strides[axis] *= step;
         part
+    }
+
+    /// The first `size` elements along one axis, or, for a caller that will not follow the others, any number.
+    pub(crate) fn with_size(mut self, axis: usize, size: usize) -> View<'a> {
+        self.shape[axis] = size;
+        self
+    }
+
+    /// The same with another stride along one axis.
+    pub(crate) fn with_stride(mut self, axis: usize, stride: usize) -> View<'a> {
+        self.strides[axis] = stride;
+        self
+    }
+
+    /// The first elements along all axes but the leading ones, which stay.
+    pub(crate) fn leading(mut self, axes: usize) -> View<'a> {
+        (self.shape.rank, self.strides.rank) = (axes as u8, axes as u8);
+        self
+    }
+
+    /// The offset, in elements, of the `place`-th element in row-major order.
+    #[inline(always)]
+    pub(crate) fn offset(&self, mut place: usize) -> usize {
+        let mut offset = 0;
+        for (size, stride) in self.shape.iter().zip(self.strides.iter()).rev() {
+            offset += place % size * stride;
+            place /= size;
+        }
+        offset
     }
 
     /// The same view with axes in another order: axis `i` is axis `order[i]` of this.
@@ -294,6 +328,22 @@ pub(crate) const fn piece<T>(n: usize) -> usize {
 pub(crate) const fn scratch_bytes(shared: usize, each: usize, threads: usize) -> usize {
     let threads = if threads == 0 { 1 } else { threads };
     ALIGN + shared.next_multiple_of(ALIGN) + each.next_multiple_of(ALIGN) * threads
+}
+
+/// A pointer that tasks share.
+#[derive(Clone, Copy)]
+pub(crate) struct Pointer<T>(pub *mut T);
+
+// SAFETY: it is only followed where the code that follows it argues for it.
+unsafe impl<T> Send for Pointer<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Pointer<T> {}
+
+impl<T> Pointer<T> {
+    /// The pointer. A method, so that closures capture the wrapper.
+    pub(crate) fn get(&self) -> *mut T {
+        self.0
+    }
 }
 
 /// Scratch memory divided into a shared part and one part for each worker.

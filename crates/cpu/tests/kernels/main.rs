@@ -1,4 +1,6 @@
 //! Kernels against naive loops in f64, and against themselves on every instruction set with 1, 2 and 3 threads.
 
 mod attention;
+mod copy;
+mod index;
 mod support;
