@@ -80,14 +80,12 @@ pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *
 pub(super) unsafe fn empty(spec: &GemmSpec, c: *mut u8, epilogue: Option<Epilogue<'_>>) {
     for batch in 0..spec.batch[0] * spec.batch[1] {
         let batch = [batch / spec.batch[1], batch % spec.batch[1]];
-        for i in 0..spec.m {
-            for j in 0..spec.n {
-                let at = spec.c.offset(batch) + (i * spec.c.row_stride + j * spec.c.col_stride) * spec.c.dtype.bytes();
-                if !spec.accumulate {
-                    // SAFETY: the caller's: the element lies in C.
-                    unsafe { std::ptr::write_bytes(c.add(at), 0, spec.c.dtype.bytes()) };
-                }
-            }
+        let elements = if spec.accumulate { 0 } else { spec.m * spec.n };
+        for element in 0..elements {
+            let (i, j) = (element / spec.n, element % spec.n);
+            let at = spec.c.offset(batch) + (i * spec.c.row_stride + j * spec.c.col_stride) * spec.c.dtype.bytes();
+            // SAFETY: the caller's: the element lies in C.
+            unsafe { std::ptr::write_bytes(c.add(at), 0, spec.c.dtype.bytes()) };
         }
         if let Some(epilogue) = epilogue
             && spec.m * spec.n > 0

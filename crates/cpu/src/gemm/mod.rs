@@ -9,7 +9,7 @@
 //! Nothing is allocated: the caller provides [`gemm_scratch_bytes`] of scratch.
 //!
 //! Reading order: `micro` (what happens to one tile), `plan` (how a product is cut into tiles), `drive` (the loops),
-//! `pack`, `dot`.
+//! `pack`, `dot`. A convolution runs on `micro` and `pack` directly: a tile may take its rows of A from several segments.
 
 pub(crate) mod bf16;
 mod dot;
