@@ -1,21 +1,21 @@
 //! Matrix products on strided views: C = A B or C += A B, in f32 or bf16, one or a batch of them.
 //!
 //! **Bits.** An f32 output is one chain of fused multiply-adds in ascending k from 0 (or from C). bf16 operands are
-//! multiplied in pairs along k and summed in f32 as the module [`bf16`] describes, an odd k padded with a zero; a bf16
+//! multiplied in pairs along k and summed in f32 as the module `bf16` describes, an odd k padded with a zero; a bf16
 //! C is rounded once, at the end. Products with at most [`DOT_ROWS`] rows (or columns) and k contiguous in both
-//! operands take another order, that of [`dot`]. The order follows from the [`GemmSpec`] alone: results are the same
+//! operands take another order, that of the module `dot`. The order follows from the [`GemmSpec`] alone: results are the same
 //! for every instruction set, number of threads and blocking. (Which NaN a NaN result is, is left open.)
 //!
 //! Nothing is allocated: the caller provides [`gemm_scratch_bytes`] of scratch.
 //!
-//! Reading order: [`micro`] (what happens to one tile), [`plan`] (how a product is cut into tiles), [`drive`] (the
-//! loops), [`pack`], [`dot`].
+//! Reading order: `micro` (what happens to one tile), `plan` (how a product is cut into tiles), `drive` (the loops),
+//! `pack`, `dot`. A convolution runs on `micro` and `pack` directly: a tile may take its rows of A from several segments.
 
-mod bf16;
+pub(crate) mod bf16;
 mod dot;
 mod drive;
 pub(crate) mod micro;
-mod pack;
+pub(crate) mod pack;
 mod plan;
 mod simd;
 
@@ -178,7 +178,7 @@ pub fn gemm_scratch_bytes(spec: &GemmSpec, isa: Isa, threads: usize) -> usize {
         return 0;
     }
     let plan = if spec.is_turned() { Plan::new(&spec.transposed(), isa) } else { Plan::new(spec, isa) };
-    plan.scratch.bytes * threads.max(1)
+    plan.shared_bytes + plan.scratch.bytes * threads.max(1)
 }
 
 /// Computes the product on all threads of `cpu`; inside a task of its pool, on the calling thread alone.
@@ -231,7 +231,7 @@ pub unsafe fn gemm(
 
 /// Bytes of a packed B of `k` rows and `n` columns, for [`GemmSpec::packed_b`].
 pub fn packed_bytes(isa: Isa, dtype: Float, k: usize, n: usize) -> usize {
-    drive::Packed::new(isa, dtype, k, n).bytes
+    drive::packed_b(isa, dtype, k, n).bytes
 }
 
 /// Packs B\[k, n\] of the given layout (its batch strides are ignored) for products on this instruction set.
