@@ -4,7 +4,7 @@ mod common;
 
 use common::{Folder, batch};
 use proptest::prelude::*;
-use tenon_data::Split;
+use tenon_data::{Split, tokenizer_to_json};
 
 /// Opens and, where that works, reads everything once.
 fn open_and_read(folder: &Folder, toml: &str) {
@@ -25,6 +25,15 @@ fn open_and_read(folder: &Folder, toml: &str) {
     }
 }
 
+/// Failing cases are printed, not kept in files.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 /// IDX files with a right or nearly right header.
 fn idx() -> impl Strategy<Value = Vec<u8>> {
     let size = prop_oneof![0u32..4, Just(u32::MAX), any::<u32>()];
@@ -41,7 +50,7 @@ fn idx() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(cases(200))]
 
     #[test]
     fn idx_files(images in idx(), labels in idx(), raw in prop::collection::vec(any::<u8>(), 0..60)) {
@@ -76,7 +85,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(cases(60))]
 
     #[test]
     fn text_files(raw in prop::collection::vec(any::<u8>(), 0..60), text in "\\PC{0,60}") {
@@ -85,6 +94,24 @@ proptest! {
             for file in ["a.txt", "b.txt"] {
                 open_and_read(&folder, &format!("text = \"{file}\"\ntokenizer = {tokenizer}\nvalidation = {{ last = 0.3 }}"));
             }
+        }
+    }
+
+    #[test]
+    fn tokenizer_files(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), cut: prop::sample::Index) {
+        let folder = Folder::new(&[("a.txt", b"the whale and the sea")]);
+        let made = folder.open("text = \"a.txt\"\ntokenizer = { kind = \"bpe\", vocab = 260 }", Some(3));
+        let data = made.unwrap_or_else(|error| panic!("{error}"));
+        let json = tokenizer_to_json(data.tokenizer().expect("a tokenizer")).expect("JSON");
+        let mut damaged = json.into_bytes();
+        for (at, byte) in &flips {
+            let at = at.index(damaged.len());
+            damaged[at] = *byte;
+        }
+        folder.write("flipped.json", &damaged);
+        folder.write("cut.json", &damaged[..cut.index(damaged.len())]);
+        for file in ["flipped.json", "cut.json"] {
+            open_and_read(&folder, &format!("text = \"a.txt\"\ntokenizer = {{ kind = \"file\", file = \"{file}\" }}"));
         }
     }
 }

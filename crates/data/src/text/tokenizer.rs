@@ -204,7 +204,18 @@ pub fn load_tokenizer(path: &Path) -> Result<Tokenizer, DataError> {
 
 /// A tokenizer from the text of a `tokenizer.json`; `path` is for messages.
 pub(crate) fn parse(path: &Path, json: &[u8]) -> Result<Tokenizer, DataError> {
-    let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| library_error(path, &e))?;
+    serde_json::from_slice::<Value>(json).map_err(|error| {
+        DataError::content(
+            path,
+            Place::Line(error.line() as u64),
+            format!("not JSON: {error}"),
+            "name a complete tokenizer.json, or fetch it again",
+        )
+    })?;
+    // The crate panics on some settings that it does not expect (a damaged precompiled normalizer, for one).
+    let read = std::panic::catch_unwind(|| Tokenizer::from_bytes(json))
+        .unwrap_or_else(|_| Err("its settings are damaged".into()));
+    let mut tokenizer = read.map_err(|e| library_error(path, &e))?;
     tokenizer
         .with_truncation(None)
         .map_err(|e| library_error(path, &e))?;
