@@ -6,10 +6,12 @@ use tenon_graph::composite::COMPOSITES;
 use tenon_graph::dim::Bindings;
 use tenon_graph::elementwise::{Binary, Unary};
 use tenon_graph::graph::Graph;
-use tenon_graph::passes::expand::expand_composites;
+use tenon_graph::passes::{self, expand::expand_composites};
 use tenon_graph::reference::{Array, Inputs, Precision, evaluate};
 use tenon_graph::sample::{Sample, operation_names, samples};
+use tenon_graph::text::{parse, print};
 use tenon_graph::types::DType;
+use tenon_graph::verify::verify;
 
 fn run(graph: &Graph, inputs: &Inputs, precision: Precision) -> BTreeMap<String, Array> {
     let found = evaluate(graph, &Bindings::new(), inputs, precision).unwrap();
@@ -74,16 +76,26 @@ fn values_have_their_inferred_types() {
     });
 }
 
+/// Expansion, the text form and the algebraic passes, with composites whole and expanded, all keep every bit.
 #[test]
-fn expanding_composites_changes_no_value() {
+fn rewriting_changes_no_value() {
     all(|sample| {
         let inputs = sample.inputs();
         for graph in std::iter::once(sample.graph()).chain(sample.gradient_graph()) {
+            let expected = format!("{:?}", run(&graph, &inputs, Precision::F32));
+            let same = |what: &str, graph: &Graph| {
+                verify(graph).map_err(|e| format!("{what}: {e}"))?;
+                let found = format!("{:?}", run(graph, &inputs, Precision::F32));
+                (found == expected).then_some(()).ok_or(format!("{what} changes {expected} to {found}"))
+            };
             let expanded = expand_composites(&graph, |_| true);
-            if format!("{:?}", run(&graph, &inputs, Precision::F32))
-                != format!("{:?}", run(&expanded, &inputs, Precision::F32))
-            {
-                return Err("differs".into());
+            same("expansion", &expanded)?;
+            for (what, graph) in [("whole", &graph), ("expanded", &expanded)] {
+                let text = print(graph);
+                let read = parse(&text).map_err(|e| format!("{e:?} in\n{text}"))?;
+                same(&format!("{what}: the text form"), &read)?;
+                let algebra = passes::run(graph, passes::ALGEBRA, |_, _| {}).map_err(|e| e.to_string())?;
+                same(&format!("{what}: algebra"), &algebra)?;
             }
         }
         Ok(())
