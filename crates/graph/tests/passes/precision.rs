@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::model::{gpt, symbol, values};
+use tenon_graph::autodiff::gradients;
 use tenon_graph::dim::Bindings;
 use tenon_graph::graph::{Graph, Phase, Value};
 use tenon_graph::op::{Op, Role, Source};
@@ -11,6 +12,7 @@ use tenon_graph::passes::mode::for_training;
 use tenon_graph::passes::precision::mixed_bf16;
 use tenon_graph::passes::{self, ALGEBRA};
 use tenon_graph::reference::{Precision, evaluate};
+use tenon_graph::tensor::Builder;
 use tenon_graph::text::print;
 use tenon_graph::types::DType;
 use tenon_graph::verify::verify;
@@ -110,4 +112,29 @@ fn the_step_is_nearly_that_of_f32() {
     }
     let (a, b) = (exact.outputs["loss"].data[0], narrow.outputs["loss"].data[0]);
     assert!(a != b && (a - b).abs() < 0.01 * a, "{a} {b}");
+}
+
+/// The model may be converted before its gradients are taken just as well.
+#[test]
+fn gradients_of_a_converted_model_are_f32_for_its_parameters() {
+    let model = mixed_bf16(&for_training(&gpt(1, true, false)).unwrap()).unwrap();
+    let (logits, parameters) = (model.output("logits").unwrap(), model.inputs().filter(|i| i.2 == Role::Parameter));
+    let parameters: Vec<Value> = parameters.map(|(value, ..)| value).collect();
+    let b = Builder::extend(model);
+    let wrt: Vec<_> = parameters.iter().map(|v| b.tensor(*v)).collect();
+    for (i, gradient) in gradients(b.tensor(logits).exp().sum_all(), &wrt).into_iter().enumerate() {
+        b.output(&format!("d{i}"), gradient);
+    }
+    let graph = passes::run(&b.finish().unwrap(), ALGEBRA, |_, _| {}).unwrap();
+    let products: Vec<DType> = graph
+        .nodes()
+        .filter(|n| graph.node(*n).phase == Phase::Backward)
+        .filter_map(|n| match &graph.node(n).op {
+            Op::Dot(dot) => Some(dot.dtype),
+            _ => None,
+        })
+        .collect();
+    let count = |dtype| products.iter().filter(|d| **d == dtype).count();
+    assert_eq!((count(DType::F32), count(DType::BF16)), (5, 5), "one for each weight, one for what it was applied to");
+    assert!(graph.outputs.iter().all(|(_, v)| graph.ty(*v).dtype == DType::F32));
 }

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use tenon_graph::dim::{Dim, Symbol};
 use tenon_graph::graph::Graph;
 use tenon_graph::op::{Op, Role, Source};
+use tenon_graph::passes::expand::expand_composites;
+use tenon_graph::sample::samples;
 use tenon_graph::tensor::Builder;
 use tenon_graph::testing::random_graph;
 use tenon_graph::text::{parse, print};
@@ -102,6 +104,19 @@ fn named_sizes_and_every_setting_read_back() {
     assert!(text.contains("f32[b, 2*t, 768] = pad %0 {axis: 1, start: t}"), "{text}");
     assert!(text.contains("= size 768*b*t"), "{text}");
     assert_eq!(content(&graph), content(&parse(&text).unwrap()));
+}
+
+#[test]
+fn every_operation_reads_back() {
+    for sample in samples() {
+        for graph in [Some(sample.graph()), sample.gradient_graph()].into_iter().flatten() {
+            for graph in [expand_composites(&graph, |_| true), graph] {
+                let text = print(&graph);
+                let back = parse(&text).unwrap_or_else(|e| panic!("{}: {e}\n{text}", sample.name));
+                assert_eq!(content(&graph), content(&back), "{}", sample.name);
+            }
+        }
+    }
 }
 
 #[test]
