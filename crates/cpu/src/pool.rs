@@ -1,7 +1,7 @@
 //! The worker pool: numbered tasks run by a fixed set of threads that spin briefly, then sleep.
 //!
 //! A step of training is some thousand parallel regions of 10 to 1000 microseconds. Waking a sleeping thread costs
-//! tens of microseconds, so a worker that has run out of tasks looks for the next region for [`SPIN`] before it
+//! tens of microseconds, so a worker that has run out of tasks looks for the next region for a while before it
 //! parks. A region never waits for a worker that has not taken part in it: late sleepers and descheduled threads
 //! cost nothing but their help.
 

@@ -66,6 +66,12 @@ impl Lowest {
         Lowest(self.0.min((bits << 1).wrapping_sub(1)))
     }
 
+    /// Of the numbers of both.
+    #[inline(always)]
+    pub(crate) fn and(self, other: Lowest) -> Lowest {
+        Lowest(self.0.min(other.0))
+    }
+
     /// The biased exponent, 255 if all are zero.
     #[inline(always)]
     pub(crate) fn exponent(self) -> u32 {

@@ -219,9 +219,9 @@ unsafe fn add<S: Simd, const NV: usize, const PAIRS: bool, const M: usize>(
     unsafe {
         for j in 0..NV {
             let bj = S::load(b.add(j * S::LANES));
-            for i in 0..M {
-                let aj = S::load(a[i].add(j * S::LANES));
-                sums[i][j] = if PAIRS { S::step_pairs(sums[i][j], aj, bj) } else { S::step(sums[i][j], aj, bj) };
+            for (sums, &a) in sums.iter_mut().zip(&a) {
+                let aj = S::load(a.add(j * S::LANES));
+                sums[j] = if PAIRS { S::step_pairs(sums[j], aj, bj) } else { S::step(sums[j], aj, bj) };
             }
         }
     }

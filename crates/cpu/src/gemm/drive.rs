@@ -2,8 +2,8 @@
 
 use super::bf16::{Lowest, widen};
 use super::micro::{Kernels, Lane, ROWS, Tile};
-use super::pack::{Packers, Source};
-use super::plan::{ALIGN, KBlocks, Plan, RowsOfA};
+use super::pack::{A_WIDTH, Pack, Source, packer};
+use super::plan::{ALIGN, KBlocks, Plan};
 use super::{Epilogue, Float, GemmSpec, Layout, Strip};
 use crate::isa::{Cpu, Isa};
 use std::ops::Range;
@@ -57,7 +57,7 @@ impl Packed {
 /// See [`super::pack_b`].
 pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *const u8, dst: *mut u8) {
     let packed = Packed::new(cpu.isa(), layout.dtype, k, n);
-    let packers = Packers::of(cpu.isa());
+    let pack = packer(cpu.isa());
     let source =
         Source { ptr: b, dtype: layout.dtype, k, k_stride: layout.row_stride, cols: n, col_stride: layout.col_stride };
     let (source, dst) = (Shared(source), Shared(dst.cast::<u32>()));
@@ -70,7 +70,7 @@ pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *
         // SAFETY: the part lies inside B; each task writes its own panel and exponent, inside `packed.bytes`.
         unsafe {
             let part = source.get().part(first, len, col, cols);
-            let lowest = (packers.panel)(&part, packed.lane, dst.get().add(at), packed.kernels.panel_width(cols));
+            let lowest = pack(&part, packed.lane, dst.get().add(at), packed.kernels.panel_width(cols));
             dst.get().add(low).write(lowest.0);
         }
     });
@@ -102,7 +102,7 @@ struct Job<'a> {
     spec: &'a GemmSpec,
     plan: Plan,
     packed: Packed,
-    packers: Packers,
+    pack: Pack,
     a: *const u8,
     b: *const u8,
     c: *mut u8,
@@ -122,9 +122,9 @@ pub(super) unsafe fn run(
 ) {
     let plan = Plan::new(spec, cpu.isa());
     let packed = Packed::new(cpu.isa(), spec.b.dtype, spec.k, spec.n);
-    let packers = Packers::of(cpu.isa());
+    let pack = packer(cpu.isa());
     let tasks = plan.items.div_ceil(plan.items_per_task);
-    let job = Shared(Job { spec, plan, packed, packers, a, b, c, scratch, epilogue });
+    let job = Shared(Job { spec, plan, packed, pack, a, b, c, scratch, epilogue });
     let job = &job;
     cpu.pool.run(tasks, |task, worker| {
         let job = &job.0;
@@ -169,10 +169,10 @@ impl Job<'_> {
                 scratch: self.scratch.add(worker * plan.scratch.bytes),
             };
             for block in 0..plan.k.count() {
-                let rows_of_a = entry.pack_a(block, &rows);
+                entry.pack_a(block, &rows);
                 for col in cols.clone().step_by(self.packed.kernels.width()) {
                     let panel = col..cols.end.min(col + self.packed.kernels.width());
-                    entry.panel(block, &rows, &cols, &panel, rows_of_a);
+                    entry.panel(block, &rows, &cols, &panel);
                     if block + 1 == plan.k.count()
                         && let Some(epilogue) = self.epilogue
                     {
@@ -193,44 +193,68 @@ struct Entry<'a> {
     scratch: *mut u8,
 }
 
-/// The lanes of a row chunk.
-#[derive(Clone, Copy)]
-struct RowLanes {
-    ptr: *const u8,
-    /// From one row to the next and from one lane to the next, in bytes and lanes; tiles: see [`RowsOfA::Tiles`].
-    row_bytes: usize,
-}
-
 impl Entry<'_> {
-    /// The rows of A for one block of k, packed if they have to be.
-    unsafe fn pack_a(&self, block: usize, rows: &Range<usize>) -> RowLanes {
-        let plan = &self.job.plan;
+    /// Packs the rows of A for one block of k, if they have to be.
+    unsafe fn pack_a(&self, block: usize, rows: &Range<usize>) {
+        let Job { plan, packed, pack, .. } = self.job;
+        if !plan.pack_a {
+            return;
+        }
         let (first, len) = plan.k.get(block);
-        // SAFETY: the part lies inside A; the scratch holds a packed row chunk and one exponent per tile.
-        unsafe {
-            let part = self.a.part(first, len, rows.start, rows.len());
-            let pack = match plan.a {
-                RowsOfA::InPlace => {
-                    return RowLanes { ptr: part.ptr, row_bytes: part.col_stride * part.dtype.bytes() };
-                }
-                RowsOfA::Converted => self.job.packers.rows,
-                RowsOfA::Tiles => self.job.packers.tiles,
-            };
-            let dst = self.scratch.add(plan.scratch.a);
-            pack(&part, plan.lane, dst.cast(), std::slice::from_raw_parts_mut(self.low(), rows.len().div_ceil(ROWS)));
-            RowLanes { ptr: dst, row_bytes: 4 * plan.lane.count(len) }
+        for row in rows.clone().step_by(A_WIDTH) {
+            let count = A_WIDTH.min(rows.end - row);
+            let at = row - rows.start;
+            // SAFETY: the part lies inside A; the scratch holds the panels of a row chunk and their exponents.
+            unsafe {
+                let part = self.a.part(first, len, row, count);
+                let dst = self.packed_a().add(at * plan.lane.count(len));
+                let low = pack(&part, plan.lane, dst, count.next_multiple_of(packed.kernels.vector));
+                self.low().add(at / A_WIDTH).write(low);
+            }
         }
     }
 
-    /// The lowest exponent of each tile of the packed row chunk.
+    /// The panels of the row chunk.
+    unsafe fn packed_a(&self) -> *mut u32 {
+        // SAFETY: inside the scratch, whose parts are aligned.
+        unsafe { self.scratch.add(self.job.plan.scratch.a).cast() }
+    }
+
+    /// The lowest exponents of these panels.
     unsafe fn low(&self) -> *mut Lowest {
         // SAFETY: inside the scratch, whose parts are aligned.
         unsafe { self.scratch.add(self.job.plan.scratch.low).cast() }
     }
 
+    /// Pointers to the rows of a tile, the step between their lanes, and their lowest exponent.
+    unsafe fn rows_of_a(
+        &self,
+        block: usize,
+        rows: &Range<usize>,
+        tile: Range<usize>,
+    ) -> ([*const u32; ROWS], usize, Lowest) {
+        let Job { plan, packed, .. } = self.job;
+        let (first, len) = plan.k.get(block);
+        // Pointers beyond the tile's rows repeat its last row.
+        let row = |i: usize| (tile.start + i).min(tile.end - 1);
+        // SAFETY: the rows lie inside A, or in the panels that `pack_a` made of them.
+        unsafe {
+            if !plan.pack_a {
+                let pointers = std::array::from_fn(|i| self.a.part(first, len, row(i), 1).ptr.cast());
+                return (pointers, 1, Lowest::NONE);
+            }
+            let at = tile.start - rows.start;
+            let (panel, within) = (at / A_WIDTH, at % A_WIDTH);
+            let width = (rows.len() - panel * A_WIDTH).min(A_WIDTH).next_multiple_of(packed.kernels.vector);
+            let panel_at = self.packed_a().add(panel * A_WIDTH * plan.lane.count(len));
+            let pointers = std::array::from_fn(|i| panel_at.add(within + row(i) - tile.start).cast_const());
+            (pointers, width, *self.low().add(panel))
+        }
+    }
+
     /// One panel of B, packed if it has to be, and its lowest exponent.
     unsafe fn pack_b(&self, block: usize, cols: &Range<usize>) -> (*const u32, Lowest) {
-        let Job { plan, packed, packers, spec, .. } = self.job;
+        let Job { plan, packed, pack, spec, .. } = self.job;
         // SAFETY: the panel lies inside B, packed or not; the scratch starts with room for a panel.
         unsafe {
             if spec.packed_b {
@@ -241,13 +265,13 @@ impl Entry<'_> {
             let (first, len) = plan.k.get(block);
             let part = self.b.part(first, len, cols.start, cols.len());
             let dst = self.scratch.cast::<u32>();
-            let low = (packers.panel)(&part, plan.lane, dst, packed.kernels.panel_width(cols.len()));
+            let low = pack(&part, plan.lane, dst, packed.kernels.panel_width(cols.len()));
             (dst, low)
         }
     }
 
     /// All tiles of the row chunk over one panel, for one block of k. `chunk` is the column chunk of the panel.
-    unsafe fn panel(&self, block: usize, rows: &Range<usize>, chunk: &Range<usize>, cols: &Range<usize>, a: RowLanes) {
+    unsafe fn panel(&self, block: usize, rows: &Range<usize>, chunk: &Range<usize>, cols: &Range<usize>) {
         let Job { plan, packed, spec, .. } = self.job;
         let lanes = plan.lane.count(plan.k.get(block).1);
         let (starts, ends) = (block == 0 && !spec.accumulate, block + 1 == plan.k.count());
@@ -270,12 +294,7 @@ impl Entry<'_> {
             }
             for first in rows.clone().step_by(ROWS) {
                 let count = ROWS.min(rows.end - first);
-                let from = first - rows.start;
-                let tiles = plan.a == RowsOfA::Tiles;
-                let a_rows: [*const u32; ROWS] = std::array::from_fn(|i| {
-                    let start = a.ptr.add(a.row_bytes * if tiles { from } else { (from + i).min(rows.len() - 1) });
-                    start.cast::<u32>().add(if tiles { i.min(count - 1) } else { 0 })
-                });
+                let (a_rows, a_step, a_low) = self.rows_of_a(block, rows, first..first + count);
                 let (init, init_stride) =
                     if plan.sums { (sums(first), plan.cols.0) } else { (c(first).cast::<f32>(), spec.c.row_stride) };
                 let (out, out_stride) = match (spec.c.dtype, ends) {
@@ -285,7 +304,7 @@ impl Entry<'_> {
                 };
                 let tile = Tile {
                     a: a_rows.as_ptr(),
-                    a_step: if tiles { count } else { 1 },
+                    a_step,
                     segments: 1,
                     lanes,
                     b,
@@ -295,7 +314,7 @@ impl Entry<'_> {
                     out_stride,
                     cols: cols.len(),
                 };
-                let low = (plan.lane == Lane::Widened).then(|| [*self.low().add(from / ROWS), b_low]);
+                let low = (plan.lane == Lane::Widened).then_some([a_low, b_low]);
                 if spec.c.dtype == Float::Bf16 && ends {
                     packed.kernels.run_rounded(&tile, c(first).cast(), count, low);
                 } else {

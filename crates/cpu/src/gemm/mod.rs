@@ -1,21 +1,21 @@
 //! Matrix products on strided views: C = A B or C += A B, in f32 or bf16, one or a batch of them.
 //!
 //! **Bits.** An f32 output is one chain of fused multiply-adds in ascending k from 0 (or from C). bf16 operands are
-//! multiplied in pairs along k and summed in f32 as the module [`bf16`] describes, an odd k padded with a zero; a bf16
+//! multiplied in pairs along k and summed in f32 as the module `bf16` describes, an odd k padded with a zero; a bf16
 //! C is rounded once, at the end. Products with at most [`DOT_ROWS`] rows (or columns) and k contiguous in both
-//! operands take another order, that of [`dot`]. The order follows from the [`GemmSpec`] alone: results are the same
+//! operands take another order, that of the module `dot`. The order follows from the [`GemmSpec`] alone: results are the same
 //! for every instruction set, number of threads and blocking. (Which NaN a NaN result is, is left open.)
 //!
 //! Nothing is allocated: the caller provides [`gemm_scratch_bytes`] of scratch.
 //!
-//! Reading order: [`micro`] (what happens to one tile), [`plan`] (how a product is cut into tiles), [`drive`] (the
-//! loops), [`pack`], [`dot`].
+//! Reading order: `micro` (what happens to one tile), `plan` (how a product is cut into tiles), `drive` (the loops),
+//! `pack`, `dot`.
 
-mod bf16;
+pub(crate) mod bf16;
 mod dot;
 mod drive;
 pub(crate) mod micro;
-mod pack;
+pub(crate) mod pack;
 mod plan;
 mod simd;
 

@@ -1,9 +1,8 @@
 //! Packing: operands copied into the order in which the micro-kernel reads them.
 //!
 //! A panel is `[lane][width]`: `width` columns of B (or rows of A) side by side for each lane of k, zero beyond the
-//! operand's edge. B always goes through panels. A is read in place where its rows hold lanes already; it is packed
-//! in panels of [`ROWS`] where k is not its contiguous direction, and converted row by row where only the element
-//! type differs.
+//! operand's edge. B always goes through panels. A is read in place where its rows hold lanes already; otherwise its
+//! rows go through panels of [`A_WIDTH`], from which the micro-kernel reads a tile's rows at that step.
 
 use super::Float;
 use super::bf16::{Lowest, widen_flushed};
@@ -11,6 +10,8 @@ use super::micro::{Lane, ROWS};
 use super::simd::fetch;
 use crate::isa::Isa;
 
+/// Rows of A in a panel: whole tiles, and whole cache lines of f32.
+pub(crate) const A_WIDTH: usize = 8 * ROWS;
 /// How many rows of k ahead packing asks for.
 const AHEAD: usize = 12;
 
@@ -69,13 +70,13 @@ impl Source {
         }
     }
 
-    /// Asks for `bytes` bytes of one k of the columns, which are next to each other in memory, [`AHEAD`] after `k`.
+    /// Asks for the columns, which are next to each other in memory, [`AHEAD`] after `k`.
     ///
     /// The rows of a wide matrix lie pages apart, where no hardware prefetcher follows.
     #[inline(always)]
-    fn fetch(&self, k: usize, bytes: usize) {
+    fn fetch(&self, k: usize) {
         let row = self.ptr.wrapping_add((k + AHEAD) * self.k_stride * self.dtype.bytes());
-        for line in (0..bytes).step_by(64) {
+        for line in (0..self.cols * self.dtype.bytes()).step_by(64) {
             fetch(row.wrapping_add(line));
         }
     }
@@ -90,36 +91,20 @@ impl Source {
     }
 }
 
-/// The packing functions of an instruction set.
-#[derive(Clone, Copy)]
-pub(crate) struct Packers {
-    /// One panel `[lanes][width]`; returns the lowest exponent if the lanes are widened.
-    ///
-    /// Safety: the instruction set is supported; the source is valid, `dst` holds `lanes * width` lanes, and `width`
-    /// is at least `source.cols` and a multiple of the instruction set's vector.
-    pub panel: unsafe fn(&Source, Lane, *mut u32, usize) -> Lowest,
-    /// Panels `[tile][lanes][rows of the tile]` of [`ROWS`] columns each; `low` (one per tile) as for `panel`.
-    ///
-    /// Safety: the instruction set is supported; the source is valid and `dst` holds `lanes * cols` lanes.
-    pub tiles: unsafe fn(&Source, Lane, *mut u32, &mut [Lowest]),
-    /// Rows `[cols][lanes]`; `low` (one per [`ROWS`] columns) as for `panel`.
-    ///
-    /// Safety: as for `tiles`.
-    pub rows: unsafe fn(&Source, Lane, *mut u32, &mut [Lowest]),
-}
+/// Packs a panel `[lanes][width]` and returns its lowest exponent if the lanes are widened.
+///
+/// Safety: the instruction set is supported; the source is valid, `dst` holds `lanes * width` lanes, and `width` is at
+/// least `source.cols` and a multiple of the instruction set's vector.
+pub(crate) type Pack = unsafe fn(&Source, Lane, *mut u32, usize) -> Lowest;
 
-impl Packers {
-    /// The packing functions of `isa`.
-    pub(crate) fn of(isa: Isa) -> Packers {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => {
-                Packers { panel: x86::panel_avx512, tiles: x86::tiles_avx512, rows: x86::rows_avx512 }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Packers { panel: x86::panel_avx2, tiles: x86::tiles_avx2, rows: x86::rows_avx2 },
-            _ => Packers { panel: panel::<8, [u32; 8]>, tiles, rows },
-        }
+/// The packing function of `isa`.
+pub(crate) fn packer(isa: Isa) -> Pack {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => x86::panel_avx512,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => x86::panel_avx2,
+        _ => panel::<8, [u32; 8]>,
     }
 }
 
@@ -149,9 +134,22 @@ impl Square<8> for [u32; 8] {
     }
 }
 
+/// The kind of lane as a constant in each arm: the loops are compiled for it.
 #[inline(always)]
 unsafe fn panel<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
-    // SAFETY: the caller's; see `Packers::panel`.
+    // SAFETY: the caller's.
+    unsafe {
+        match kind {
+            Lane::F32 => panel_of::<N, V>(src, Lane::F32, dst, width),
+            Lane::Pair => panel_of::<N, V>(src, Lane::Pair, dst, width),
+            Lane::Widened => panel_of::<N, V>(src, Lane::Widened, dst, width),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn panel_of<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
+    // SAFETY: the caller's; see [`Pack`].
     unsafe {
         if src.cols < width {
             std::ptr::write_bytes(dst, 0, kind.count(src.k) * width);
@@ -159,7 +157,7 @@ unsafe fn panel<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mu
         if src.k_stride == 1 {
             panel_transposed::<N, V>(src, kind, dst, width)
         } else if src.col_stride == 1 {
-            panel_contiguous(src, kind, dst, width)
+            panel_contiguous::<N, V>(src, kind, dst, width)
         } else {
             panel_part(src, kind, dst, width, 0)
         }
@@ -183,43 +181,62 @@ unsafe fn panel_part(src: &Source, kind: Lane, dst: *mut u32, width: usize, firs
     low
 }
 
-/// Columns next to each other in memory: whole rows are copied or converted.
+/// Columns next to each other in memory: whole vectors are copied or converted.
 #[inline(always)]
-unsafe fn panel_contiguous(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
-    // SAFETY: the caller's; the lanes handled here read no element beyond k.
+unsafe fn panel_contiguous<const N: usize, V: Square<N>>(
+    src: &Source,
+    kind: Lane,
+    dst: *mut u32,
+    width: usize,
+) -> Lowest {
+    // SAFETY: the caller's; the lanes read as vectors need no element beyond k.
     unsafe {
-        let whole = src.whole_lanes(kind);
-        let mut low = Lowest::NONE;
+        let (whole, vectors) = (src.whole_lanes(kind), src.cols / N * N);
+        let mut low = [Lowest::NONE; N];
+        let mut rest = Lowest::NONE;
         for lane in 0..whole {
             let dst = dst.add(lane * width);
             match kind {
-                Lane::F32 => {
-                    src.fetch(lane, 4 * src.cols);
-                    let row = src.ptr.cast::<u32>().add(lane * src.k_stride);
-                    std::ptr::copy_nonoverlapping(row, dst, src.cols);
-                }
+                Lane::F32 | Lane::Widened => src.fetch(lane),
                 Lane::Pair => {
-                    src.fetch(2 * lane, 2 * src.cols);
-                    src.fetch(2 * lane + 1, 2 * src.cols);
-                    let even = src.ptr.cast::<u16>().add(2 * lane * src.k_stride);
-                    let odd = even.add(src.k_stride);
-                    for col in 0..src.cols {
-                        let (even, odd) = (even.add(col).read_unaligned(), odd.add(col).read_unaligned());
-                        *dst.add(col) = u32::from(even) | u32::from(odd) << 16;
-                    }
-                }
-                Lane::Widened => {
-                    src.fetch(lane, 2 * src.cols);
-                    let row = src.ptr.cast::<u16>().add((lane ^ 1) * src.k_stride);
-                    for col in 0..src.cols {
-                        let bits = widen_flushed(row.add(col).read_unaligned());
-                        low = low.with(bits);
-                        *dst.add(col) = bits;
-                    }
+                    src.fetch(2 * lane);
+                    src.fetch(2 * lane + 1);
                 }
             }
+            for col in (0..vectors).step_by(N) {
+                let lanes: [u32; N] = neighbours(src, kind, lane, col);
+                if kind == Lane::Widened {
+                    for (low, bits) in low.iter_mut().zip(lanes) {
+                        *low = low.with(bits);
+                    }
+                }
+                V::new(lanes).store(dst.add(col));
+            }
+            for col in vectors..src.cols {
+                let bits = src.lane(kind, lane, col);
+                rest = rest.with(bits);
+                *dst.add(col) = bits;
+            }
         }
-        Lowest(low.0.min(panel_part(src, kind, dst, width, whole).0))
+        rest = rest.and(panel_part(src, kind, dst, width, whole));
+        low.into_iter().fold(rest, Lowest::and)
+    }
+}
+
+/// One lane of `N` columns, from `col` on, that are next to each other in memory.
+#[inline(always)]
+unsafe fn neighbours<const N: usize>(src: &Source, kind: Lane, lane: usize, col: usize) -> [u32; N] {
+    // SAFETY: the caller's: the lane needs no element beyond k, and the columns lie inside.
+    unsafe {
+        let halves = |k: usize| src.ptr.cast::<u16>().add(k * src.k_stride + col).cast::<[u16; N]>().read_unaligned();
+        match kind {
+            Lane::F32 => src.ptr.cast::<u32>().add(lane * src.k_stride + col).cast::<[u32; N]>().read_unaligned(),
+            Lane::Pair => {
+                let (even, odd) = (halves(2 * lane), halves(2 * lane + 1));
+                std::array::from_fn(|i| u32::from(even[i]) | u32::from(odd[i]) << 16)
+            }
+            Lane::Widened => halves(lane ^ 1).map(widen_flushed),
+        }
     }
 }
 
@@ -249,7 +266,7 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
             }),
         }
         let rest = panel_part(src, kind, dst, width, whole);
-        Lowest(low.into_iter().fold(rest.0, |low, l| low.min(l.0)))
+        low.into_iter().fold(rest, Lowest::and)
     }
 }
 
@@ -291,105 +308,11 @@ unsafe fn squares<const N: usize, V: Square<N>>(
     }
 }
 
-/// Tiles packed side by side, so that whole cache lines of a row of k are used at once.
-const GROUP: usize = 8;
-
-/// One lane of `GROUP * ROWS` columns that are next to each other in memory.
-#[inline(always)]
-unsafe fn line(src: &Source, kind: Lane, lane: usize, low: &mut [Lowest; GROUP * ROWS]) -> [u32; GROUP * ROWS] {
-    // SAFETY: the caller's: the lane is whole.
-    unsafe {
-        let halves =
-            |k: usize| src.ptr.cast::<u16>().add(k * src.k_stride).cast::<[u16; GROUP * ROWS]>().read_unaligned();
-        match kind {
-            Lane::F32 => {
-                src.fetch(lane, 4 * GROUP * ROWS);
-                src.ptr.cast::<u32>().add(lane * src.k_stride).cast::<[u32; GROUP * ROWS]>().read_unaligned()
-            }
-            Lane::Pair => {
-                src.fetch(2 * lane, 2 * GROUP * ROWS);
-                src.fetch(2 * lane + 1, 2 * GROUP * ROWS);
-                let (even, odd) = (halves(2 * lane), halves(2 * lane + 1));
-                std::array::from_fn(|i| u32::from(even[i]) | u32::from(odd[i]) << 16)
-            }
-            Lane::Widened => {
-                src.fetch(lane, 2 * GROUP * ROWS);
-                let line = halves(lane ^ 1).map(widen_flushed);
-                for (low, &bits) in low.iter_mut().zip(&line) {
-                    *low = low.with(bits);
-                }
-                line
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn tiles(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
-    // SAFETY: the caller's; see `Packers::tiles`.
-    unsafe {
-        let lanes = kind.count(src.k);
-        low.fill(Lowest::NONE);
-        let grouped = if src.col_stride == 1 { src.cols / (GROUP * ROWS) * GROUP } else { 0 };
-        for group in (0..grouped).step_by(GROUP) {
-            let dst = dst.add(group * ROWS * lanes);
-            let src = src.part(0, src.k, group * ROWS, GROUP * ROWS);
-            let whole = src.whole_lanes(kind);
-            // One lowest exponent serves the group: a lower one than a tile's own costs time, not correctness.
-            let mut lowest = [Lowest::NONE; GROUP * ROWS];
-            for lane in 0..whole {
-                let line = line(&src, kind, lane, &mut lowest);
-                for (tile, part) in line.as_chunks::<ROWS>().0.iter().enumerate() {
-                    dst.add((tile * lanes + lane) * ROWS).cast::<[u32; ROWS]>().write_unaligned(*part);
-                }
-            }
-            for tile in 0..GROUP {
-                let part = src.part(0, src.k, tile * ROWS, ROWS);
-                let rest = panel_part(&part, kind, dst.add(tile * ROWS * lanes), ROWS, whole);
-                low[group + tile] = lowest.iter().fold(rest, |low, l| Lowest(low.0.min(l.0)));
-            }
-        }
-        for (tile, low) in low.iter_mut().enumerate().skip(grouped) {
-            let first = tile * ROWS;
-            let part = src.part(0, src.k, first, ROWS.min(src.cols - first));
-            *low = panel_part(&part, kind, dst.add(first * lanes), part.cols, 0);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn rows(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
-    // SAFETY: the caller's; see `Packers::rows`. Only whole lanes are read as neighbours.
-    unsafe {
-        let (lanes, whole) = (kind.count(src.k), src.whole_lanes(kind));
-        low.fill(Lowest::NONE);
-        for row in 0..src.cols {
-            let dst = dst.add(row * lanes);
-            let from = src.ptr.cast::<u16>().add(row * src.col_stride);
-            let low = &mut low[row / ROWS];
-            let whole = if kind == Lane::Widened && src.k_stride == 1 { whole } else { 0 };
-            for lane in (0..whole).step_by(2) {
-                let pair = [
-                    widen_flushed(from.add(lane + 1).read_unaligned()),
-                    widen_flushed(from.add(lane).read_unaligned()),
-                ];
-                *low = low.with(pair[0]).with(pair[1]);
-                dst.add(lane).cast::<[u32; 2]>().write_unaligned(pair);
-            }
-            for lane in whole..lanes {
-                let bits = src.lane(kind, lane, row);
-                *low = low.with(bits);
-                *dst.add(lane) = bits;
-            }
-        }
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     //! x86-64. SAFETY of every block below: the caller vouches for the instruction set and the pointers; see
-    //! [`super::Packers`].
-    use super::{Lane, Lowest, Source, Square, panel, rows, tiles};
+    //! [`super::Pack`].
+    use super::{Lane, Lowest, Source, Square, panel};
     use std::arch::x86_64::*;
 
     impl Square<8> for __m256i {
@@ -482,33 +405,9 @@ mod x86 {
         unsafe { panel::<8, __m256i>(src, kind, dst, width) }
     }
 
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn tiles_avx2(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
-        // SAFETY: the module's argument.
-        unsafe { tiles(src, kind, dst, low) }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn rows_avx2(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
-        // SAFETY: the module's argument.
-        unsafe { rows(src, kind, dst, low) }
-    }
-
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) unsafe fn panel_avx512(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
         // SAFETY: the module's argument.
         unsafe { panel::<16, __m512i>(src, kind, dst, width) }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn tiles_avx512(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
-        // SAFETY: the module's argument.
-        unsafe { tiles(src, kind, dst, low) }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn rows_avx512(src: &Source, kind: Lane, dst: *mut u32, low: &mut [Lowest]) {
-        // SAFETY: the module's argument.
-        unsafe { rows(src, kind, dst, low) }
     }
 }

@@ -1,11 +1,12 @@
 //! How a product is cut up: blocks of k, chunks of rows and columns, tasks, and the scratch each worker needs.
 //!
-//! A worker takes an item (batch entry, column chunk, row chunk), and for each block of k and each panel of the chunk
-//! packs the panel (some 200 KB, so that it stays in the second-level cache) and passes all tiles of the row chunk
-//! over it. Nothing is shared between workers, so there is nothing to wait for; packing a panel again for each row
-//! chunk costs about 8 rows' worth of time, and a row chunk has some hundred.
+//! A worker takes an item (batch entry, column chunk, row chunk), and for each block of k packs the rows if it must,
+//! then packs one panel of B after the other (some 200 KB, so that it stays in the second-level cache) and passes all
+//! tiles of the row chunk over it. Nothing is shared between workers, so there is nothing to wait for. The price is
+//! that a panel is packed again for each row chunk, which costs as much as some ten rows of the product.
 
 use super::micro::{Kernels, Lane, ROWS};
+use super::pack::A_WIDTH;
 use super::{Float, GemmSpec};
 use crate::isa::Isa;
 
@@ -14,8 +15,9 @@ use crate::isa::Isa;
 const BLOCK_LANES: usize = 768;
 /// Rows of a chunk at most; bounds the scratch and keeps a task short.
 const CHUNK_ROWS: usize = 576;
-/// A chunk is not split below this: packing its panels would cost more than 4 %.
-const LEAST_ROWS: usize = 192;
+/// A chunk is not split below these: packing its panels, or its rows, again would cost more than a few percent.
+const LEAST_ROWS: usize = 384;
+const LEAST_COLS: usize = 256;
 /// Columns of a chunk where A is read in place.
 const NARROW: usize = 64;
 /// Columns of a chunk where A is packed: its packing is paid once per chunk.
@@ -27,22 +29,12 @@ const TASK_WORK: usize = 1 << 18;
 /// Alignment of the scratch and of its parts, in bytes.
 pub(crate) const ALIGN: usize = 64;
 
-/// How the rows of A reach the micro-kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RowsOfA {
-    /// In place.
-    InPlace,
-    /// Converted to rows of lanes.
-    Converted,
-    /// In panels of [`ROWS`].
-    Tiles,
-}
-
 /// The cutting of one product.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub lane: Lane,
-    pub a: RowsOfA,
+    /// Whether rows of A go through panels; otherwise they are read in place.
+    pub pack_a: bool,
     pub k: KBlocks,
     /// Rows of a chunk, and chunks.
     pub rows: (usize, usize),
@@ -95,18 +87,17 @@ pub(crate) struct Scratch {
 impl Plan {
     pub(crate) fn new(spec: &GemmSpec, isa: Isa) -> Plan {
         let lane = Lane::of(spec.a.dtype, isa);
-        let a = match lane {
-            _ if spec.a.col_stride != 1 => RowsOfA::Tiles,
-            Lane::F32 => RowsOfA::InPlace,
-            Lane::Pair if spec.k.is_multiple_of(2) => RowsOfA::InPlace,
-            Lane::Pair | Lane::Widened => RowsOfA::Converted,
+        let pack_a = match lane {
+            Lane::F32 => spec.a.col_stride != 1,
+            Lane::Pair => spec.a.col_stride != 1 || spec.k % 2 == 1,
+            Lane::Widened => true,
         };
         let batch = spec.batch[0] * spec.batch[1];
-        let wide = if a == RowsOfA::InPlace { NARROW } else { WIDE };
+        let wide = if pack_a { WIDE } else { NARROW };
         let (mut row_chunks, mut col_chunks) = (spec.m.div_ceil(CHUNK_ROWS), spec.n.div_ceil(wide));
         let wanted = |others: usize| ITEMS.div_ceil((batch * others).max(1));
         row_chunks = row_chunks.max(wanted(col_chunks).min(spec.m / LEAST_ROWS));
-        col_chunks = col_chunks.max(wanted(row_chunks).min(spec.n * 2 / wide));
+        col_chunks = col_chunks.max(wanted(row_chunks).min(spec.n / LEAST_COLS));
         let rows = spec.m.div_ceil(row_chunks.max(1)).next_multiple_of(ROWS).max(ROWS);
         let cols = spec.n.div_ceil(col_chunks.max(1)).next_multiple_of(NARROW).max(NARROW);
         let (row_chunks, col_chunks) = (spec.m.div_ceil(rows), spec.n.div_ceil(cols));
@@ -122,19 +113,18 @@ impl Plan {
             bytes = (bytes + size).next_multiple_of(ALIGN);
             start
         };
-        let panel = Kernels::of(isa, lane).panel_width(cols.min(spec.n).max(1));
-        part(if spec.packed_b { 0 } else { 4 * lanes * panel });
-        let packed_a = if a == RowsOfA::InPlace { 0 } else { 4 * lanes * rows.min(spec.m) };
-        let low = if a == RowsOfA::InPlace { 0 } else { 4 * (rows / ROWS) };
+        let kernels = Kernels::of(isa, lane);
+        part(if spec.packed_b { 0 } else { 4 * lanes * kernels.panel_width(cols.min(spec.n).max(1)) });
+        let rows_of_a = if pack_a { rows.min(spec.m).next_multiple_of(kernels.vector) } else { 0 };
         let scratch = Scratch {
-            a: part(packed_a),
-            low: part(low),
+            a: part(4 * lanes * rows_of_a),
+            low: part(4 * rows_of_a.div_ceil(A_WIDTH)),
             sums: part(if sums { 4 * rows.min(spec.m) * cols } else { 0 }),
             bytes: 0,
         };
         Plan {
             lane,
-            a,
+            pack_a,
             k,
             rows: (rows, row_chunks),
             cols: (cols, col_chunks),
