@@ -9,14 +9,17 @@
 pub mod attention;
 mod copy;
 mod index;
+mod pool;
 mod product;
 mod sort;
 mod view;
+mod window;
 
 pub use copy::{clear, concat, copy, pad};
 pub use index::{
     OutOfRange, gather_along, gather_rows, scatter_add_along, scatter_add_along_scratch_bytes, scatter_add_rows,
     scatter_add_rows_scratch_bytes, write,
 };
+pub use pool::{pool, pool_gradient, pool_gradient_scratch_bytes};
 pub use sort::{argsort, argsort_scratch_bytes};
 pub use view::{Axes, Element, View, ViewMut};

@@ -3,4 +3,5 @@
 mod attention;
 mod copy;
 mod index;
+mod pool;
 mod support;

@@ -99,6 +99,15 @@ impl Value {
         }
     }
 
+    /// Few different values, so that maxima have equals, with NaN and infinities among them.
+    pub fn quantise(&mut self, rng: &mut Rng) {
+        let mut draw = || rng.pick(&[0.0, -0.0, 1.0, 1.0, -1.0, 0.5, f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+        match &mut self.data {
+            Data::F32(data) => data.iter_mut().for_each(|x| *x = draw()),
+            Data::BF16(data) => data.iter_mut().for_each(|x| *x = bf16::from_f32(draw())),
+        }
+    }
+
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         match &mut self.data {
             Data::F32(data) => data.as_mut_ptr().cast(),
