@@ -6,11 +6,10 @@ use std::sync::LazyLock;
 use allocative::Allocative;
 use starlark::any::ProvidesStaticType;
 use starlark::eval::{Arguments, Evaluator};
-use starlark::values::dict::DictRef;
 use starlark::values::list::ListRef;
 use starlark::values::tuple::TupleRef;
 use starlark::values::{
-    AllocFrozenValue, AllocValue, FrozenHeap, FrozenValue, Heap, NoSerialize, StarlarkValue, UnpackValue, Value,
+    AllocFrozenValue, FrozenHeap, FrozenValue, Heap, NoSerialize, StarlarkValue, Value,
     ValueLike, starlark_value,
 };
 use tenon_graph::dim::Dim;
@@ -23,7 +22,7 @@ use crate::functions;
 use crate::init::Initialiser;
 use crate::operators;
 use crate::session::{Session, Shared};
-use crate::value::{InitialiserValue, InputValue, SizeValue, TensorValue};
+use crate::value::{InitialiserValue, InputValue, SizeValue, TensorValue, integer};
 
 /// A function of the architecture language.
 pub struct Function {
@@ -121,7 +120,7 @@ impl Argument {
             Argument::None
         } else if let Some(b) = value.unpack_bool() {
             Argument::Bool(b)
-        } else if let Some(n) = i64::unpack_value_opt(value) {
+        } else if let Some(n) = integer(value) {
             Argument::Int(n)
         } else if let Some(x) = operators::number(value) {
             Argument::Number(x)

@@ -7,9 +7,9 @@ use starlark::values::dict::DictRef;
 use starlark::values::float::StarlarkFloat;
 use starlark::values::list::ListRef;
 use starlark::values::tuple::TupleRef;
-use starlark::values::{Heap, UnpackValue, Value};
+use starlark::values::{Heap, Value, ValueLike};
 
-use crate::value::SizeValue;
+use crate::value::{SizeValue, integer};
 
 /// The value of a hyperparameter.
 #[derive(Clone, PartialEq, Debug)]
@@ -101,7 +101,7 @@ impl HyperValue {
         if let Some(b) = value.unpack_bool() {
             return Some(HyperValue::Bool(b));
         }
-        if let Some(n) = i64::unpack_value_opt(value) {
+        if let Some(n) = integer(value) {
             return Some(HyperValue::Int(n));
         }
         if let Some(x) = value.downcast_ref::<StarlarkFloat>() {

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use tenon_graph::random::philox;
+use tenon_graph::random::{node_key, philox2x32};
 
 use crate::model::Parameter;
 
@@ -139,7 +139,7 @@ impl fmt::Display for Initialiser {
 
 /// The starting value of `parameter`, row-major.
 ///
-/// Element `i` is a function of (seed, name, i) alone: Philox keyed by the seed at the counter (i / 4, hash of the name),
+/// Element `i` is a function of (seed, name, i) alone: word `i % 2` of Philox at the counter `i / 2`, keyed by seed and name,
 /// through the inverse of the distribution function.
 pub fn initialise(parameter: &Parameter, seed: u64) -> Vec<f32> {
     let mut values = vec![0.0; parameter.elements()];
@@ -150,30 +150,29 @@ pub fn initialise(parameter: &Parameter, seed: u64) -> Vec<f32> {
 /// Like [`initialise`], into a buffer of as many elements as the parameter has.
 pub fn initialise_into(parameter: &Parameter, seed: u64, values: &mut [f32]) {
     assert_eq!(values.len(), parameter.elements(), "{}", parameter.name);
-    let name = name_hash(&parameter.name);
+    let key = stream_key(seed, &parameter.name);
     match parameter.init.resolved(&parameter.shape) {
         Initialiser::Constant(value) => values.fill(value as f32),
-        Initialiser::Normal { std } => fill(values, seed, name, |u| inverse_normal(u) * std),
+        Initialiser::Normal { std } => fill(values, key, |u| inverse_normal(u) * std),
         Initialiser::TruncatedNormal { std } => {
             let below = cumulative_normal(-CUT);
-            fill(values, seed, name, |u| inverse_normal(below + u * (1.0 - 2.0 * below)) * std);
+            fill(values, key, |u| inverse_normal(below + u * (1.0 - 2.0 * below)) * std);
         }
-        Initialiser::Uniform { low, high } => fill(values, seed, name, |u| low + u * (high - low)),
+        Initialiser::Uniform { low, high } => fill(values, key, |u| low + u * (high - low)),
         Initialiser::Scaled { .. } => unreachable!("resolved above"),
     }
 }
 
-/// Elements that one thread fills at a time, a multiple of the four that one block of random bits gives.
+/// The least share of a thread, a multiple of the two elements that one block of random bits gives.
 const CHUNK: usize = 1 << 16;
 
 /// Each element from its own uniform number in (0, 1).
-fn fill(values: &mut [f32], seed: u64, name: u64, from_uniform: impl Fn(f64) -> f64 + Sync) {
+fn fill(values: &mut [f32], key: u32, from_uniform: impl Fn(f64) -> f64 + Sync) {
     let chunk = |first: usize, part: &mut [f32]| {
-        for (block, four) in part.chunks_mut(4).enumerate() {
-            let index = (first / 4 + block) as u64;
-            let counter = [index as u32, (index >> 32) as u32, name as u32, (name >> 32) as u32];
-            let bits = philox([seed as u32, (seed >> 32) as u32], counter);
-            for (value, bits) in four.iter_mut().zip(bits) {
+        for (block, pair) in part.chunks_mut(2).enumerate() {
+            let index = (first / 2 + block) as u64;
+            let bits = philox2x32([index as u32, (index >> 32) as u32], key);
+            for (value, bits) in pair.iter_mut().zip(bits) {
                 *value = from_uniform((f64::from(bits) + 0.5) / 4_294_967_296.0) as f32;
             }
         }
@@ -191,9 +190,12 @@ fn fill(values: &mut [f32], seed: u64, name: u64, from_uniform: impl Fn(f64) -> 
     });
 }
 
-/// FNV-1a: the stream of random numbers that belongs to a name.
-fn name_hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+/// The key of the random numbers that belong to a seed and a name, of which it takes the 64-bit FNV-1a hash.
+fn stream_key(seed: u64, name: &str) -> u32 {
+    let hash: u64 =
+        name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let by_seed = node_key([seed as u32, (seed >> 32) as u32], hash as u32);
+    node_key([by_seed, hash as u32], (hash >> 32) as u32)
 }
 
 /// The standard normal distribution function.

@@ -3,7 +3,7 @@
 use starlark::values::float::StarlarkFloat;
 use starlark::values::list::ListRef;
 use starlark::values::tuple::TupleRef;
-use starlark::values::{Heap, UnpackValue, Value, ValueLike};
+use starlark::values::{Heap, Value, ValueLike};
 use tenon_graph::dim::Dim;
 use tenon_graph::graph;
 use tenon_graph::tensor::Tensor;
@@ -11,7 +11,7 @@ use tenon_graph::types::DType;
 
 use crate::error::ModelError;
 use crate::session::Session;
-use crate::value::{SizeValue, TensorValue, alloc_size, unpack_size};
+use crate::value::{SizeValue, TensorValue, alloc_size, integer, unpack_size};
 
 /// The operators that programs call by name, so that every call knows its place.
 pub(crate) const OPERATORS: [&str; 12] = ["+", "-", "*", "/", "//", "%", "==", "!=", "<", "<=", ">", ">="];
@@ -44,7 +44,7 @@ impl Side {
 pub(crate) fn number(value: Value<'_>) -> Option<f64> {
     match value.downcast_ref::<StarlarkFloat>() {
         Some(x) => Some(x.0),
-        None => i64::unpack_value_opt(value).map(|n| n as f64),
+        None => integer(value).map(|n| n as f64),
     }
 }
 
@@ -115,7 +115,7 @@ pub(crate) enum Bound {
 
 impl Bound {
     pub fn new(value: Value<'_>) -> Result<Bound, ModelError> {
-        match (i64::unpack_value_opt(value), unpack_size(value)) {
+        match (integer(value), unpack_size(value)) {
             (Some(n), _) => Ok(Bound::Int(n)),
             (None, Some(dim)) => Ok(Bound::Size(dim)),
             (None, None) => Err(ModelError::new(format!("a slice's bound is a whole number, not {}", value.to_repr()))),
@@ -165,7 +165,7 @@ fn check_length(symbol: &str, left: Value<'_>, right: Value<'_>) -> Result<(), M
             .map(|list| list.len())
             .or_else(|| TupleRef::from_value(v).map(|tuple| tuple.len())),
     };
-    let times = |v: Value<'_>| i64::unpack_value_opt(v).map(|n| n.max(0) as usize);
+    let times = |v: Value<'_>| integer(v).map(|n| n.max(0) as usize);
     let total = match (length(left), length(right)) {
         (Some(a), Some(b)) if symbol == "+" => a.checked_add(b),
         (Some(n), None) if symbol == "*" => n.checked_mul(times(right).unwrap_or(0)),

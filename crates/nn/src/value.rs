@@ -6,6 +6,7 @@ use std::fmt;
 use allocative::Allocative;
 use starlark::any::ProvidesStaticType;
 use starlark::collections::StarlarkHasher;
+use starlark::values::tuple::AllocTuple;
 use starlark::values::{
     AllocValue, Heap, NoSerialize, StarlarkValue, UnpackValue, Value, ValueLike, starlark_value,
 };
@@ -80,7 +81,7 @@ impl<'v> StarlarkValue<'v> for TensorValue {
         match attribute {
             "shape" => {
                 let sizes: Vec<Value<'v>> = ty.shape.iter().map(|d| alloc_size(heap, *d)).collect();
-                Some(heap.alloc_tuple(&sizes))
+                Some(heap.alloc(AllocTuple(sizes)))
             }
             "dtype" => Some(heap.alloc(ty.dtype.name())),
             "rank" => Some(heap.alloc(ty.shape.rank() as i32)),
@@ -93,7 +94,7 @@ impl<'v> StarlarkValue<'v> for TensorValue {
     }
 
     fn at(&self, index: Value<'v>, heap: Heap<'v>) -> starlark::Result<Value<'v>> {
-        let Some(index) = i64::unpack_value_opt(index) else {
+        let Some(index) = integer(index) else {
             let error = ModelError::new(format!("a tensor is indexed by a whole number, not {}", index.to_repr()))
                 .help("x[i] and x[a:b] take elements of the first axis; select(x, i, axis) and slice(x, a, b, axis) of any");
             return Err(starlark::Error::new_other(error));
@@ -173,7 +174,12 @@ pub(crate) fn unpack_size(value: Value<'_>) -> Option<Dim> {
     if let Some(size) = value.downcast_ref::<SizeValue>() {
         return Some(size.0);
     }
-    i64::unpack_value_opt(value).and_then(|n| usize::try_from(n).ok()).map(Dim::constant)
+    integer(value).and_then(|n| usize::try_from(n).ok()).map(Dim::constant)
+}
+
+/// The whole number that `value` is.
+pub(crate) fn integer(value: Value<'_>) -> Option<i64> {
+    i64::unpack_value(value).ok().flatten()
 }
 
 impl fmt::Display for SizeValue {
