@@ -6,7 +6,6 @@ mod dispatch;
 pub mod gemm;
 pub mod isa;
 pub mod kernels;
-pub mod math;
 mod memory;
 pub mod pool;
 mod session;

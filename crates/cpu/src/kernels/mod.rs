@@ -8,6 +8,7 @@
 
 pub mod attention;
 mod copy;
+mod exp;
 mod index;
 mod pool;
 mod product;

@@ -8,7 +8,7 @@ use super::{Attention, Operands, Sizes, rows_view};
 use crate::isa::Cpu;
 use crate::kernels::product::Product;
 use crate::kernels::view::{DType, Scratch, View, ViewMut, piece, scratch_bytes};
-use crate::math::exp;
+use crate::kernels::exp::exp;
 use crate::simd::{LANES, Lanes, Task};
 
 /// The bytes of scratch that [`attention_gradient`] needs on a pool of `threads`.

@@ -4,7 +4,7 @@ use super::tiles::{Rows, Typed, clear};
 use super::{Attention, Operands, Sizes};
 use crate::isa::Cpu;
 use crate::kernels::view::{Scratch, ViewMut, piece};
-use crate::math::exp;
+use crate::kernels::exp::exp;
 use crate::simd::{Float, LANES, Lanes, Task};
 
 /// Keys of one task, for all heads: caches that keep a key's heads together are then read from end to end.

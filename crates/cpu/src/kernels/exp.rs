@@ -1,4 +1,4 @@
-//! Elementary functions on [`Lanes`]: polynomials with fused multiply-adds, the same bits on every instruction set.
+//! The exponential on [`Lanes`]: a polynomial with fused multiply-adds, the same bits on every instruction set.
 
 use crate::simd::Lanes;
 
