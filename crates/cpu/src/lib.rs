@@ -3,4 +3,5 @@
 //! Start reading at [`isa::Cpu`], the context of every kernel.
 
 pub mod isa;
+pub mod math;
 pub mod pool;
