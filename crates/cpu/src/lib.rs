@@ -5,3 +5,4 @@
 pub mod isa;
 pub mod math;
 pub mod pool;
+pub mod rows;

@@ -310,8 +310,7 @@ pub fn pow(a: f32, b: f32) -> f32 {
 /// `a^b` for `a >= 0` in `f64`, which leaves bits to spare.
 #[inline(always)]
 fn pow_positive(a: f32, b: f32) -> f32 {
-    const ATANH: [f64; 8] =
-        [1.0, 1.0 / 3.0, 1.0 / 5.0, 1.0 / 7.0, 1.0 / 9.0, 1.0 / 11.0, 1.0 / 13.0, 1.0 / 15.0];
+    const ATANH: [f64; 8] = [1.0, 1.0 / 3.0, 1.0 / 5.0, 1.0 / 7.0, 1.0 / 9.0, 1.0 / 11.0, 1.0 / 13.0, 1.0 / 15.0];
     const EXP: [f64; 12] = [
         1.0,
         1.0,

@@ -12,6 +12,9 @@ fn ulps(y: f32, exact: f64) -> f64 {
     if y.to_bits() == rounded.to_bits() || (y.is_nan() && exact.is_nan()) {
         return 0.0;
     }
+    if y.is_nan() || exact.is_nan() {
+        return f64::INFINITY;
+    }
     if !y.is_finite() || !rounded.is_finite() {
         // The largest finite number and infinity are neighbours.
         let finite = |x: f32| if x.is_infinite() { 2f64.powi(128).copysign(x.into()) } else { x.into() };
@@ -27,7 +30,8 @@ fn edges() -> impl Iterator<Item = f32> {
         let power = 2f64.powi(e) as f32;
         [power, f32::from_bits(power.to_bits() - 1), f32::from_bits(power.to_bits() + 1)]
     });
-    let others = [0.0, f32::INFINITY, f32::NAN, f32::MAX, 1.5, 2.5, 3.0, 0.625, 0.925, 88.722_84, 88.722_84, 103.97, 17.3];
+    let others =
+        [0.0, f32::INFINITY, f32::NAN, f32::MAX, 1.5, 2.5, 3.0, 0.625, 0.925, 88.722_84, 88.722_84, 103.97, 17.3];
     powers.chain(others).flat_map(|x| [x, -x])
 }
 
@@ -37,14 +41,14 @@ fn check(name: &str, bound: f64, f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> 
     let mut worst = (0.0, 0.0f32);
     for x in all.chain(edges()) {
         let error = ulps(f(x), exact(x.into()));
-        if !(error <= worst.0) {
+        if error > worst.0 {
             worst = (error, x);
         }
     }
     let (error, x) = worst;
-    println!("{name}: {error:.3} ULP at {x:e}");
-    let found = || format!("{name}({x:e} = {:#x}) = {:e}, not {:e}: {error:.3} ULP", x.to_bits(), f(x), exact(x.into()));
-    (!(error <= bound)).then(found)
+    let found =
+        || format!("{name}({x:e} = {:#x}) = {:e}, not {:e}: {error:.3} ULP", x.to_bits(), f(x), exact(x.into()));
+    (error > bound).then(found)
 }
 
 #[test]
@@ -75,12 +79,10 @@ fn functions_of_one_operand_keep_their_bounds() {
 #[test]
 fn powers_keep_their_bound_and_the_special_cases_of_ieee_754() {
     let mut failures = Vec::new();
-    let mut worst = 0.0f64;
     let mut try_pair = |a: f32, b: f32| {
         let exact = f64::from(a).powf(f64::from(b));
         let error = ulps(math::pow(a, b), exact);
-        worst = worst.max(error);
-        if !(error <= 1.0) {
+        if error > 1.0 {
             failures.push(format!("pow({a:e}, {b:e}) = {:e}, not {exact:e}: {error:.3} ULP", math::pow(a, b)));
         }
     };
@@ -119,11 +121,11 @@ fn powers_keep_their_bound_and_the_special_cases_of_ieee_754() {
         // Where results are neither 0 nor infinite.
         let base = f32::from_bits(a.to_bits() & 0x7fff_ffff);
         if base.is_normal() && base != 1.0 {
-            let exponent = (f64::from(b.to_bits() as i32) / 2f64.powi(31) * 140.0 / f64::from(base).log2().abs()) as f32;
+            let exponent =
+                (f64::from(b.to_bits() as i32) / 2f64.powi(31) * 140.0 / f64::from(base).log2().abs()) as f32;
             try_pair(base, exponent);
         }
     }
-    println!("pow: {worst:.3} ULP");
     failures.truncate(20);
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
