@@ -94,3 +94,134 @@ fn random_graphs_are_right_and_the_same_everywhere() {
         .collect();
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures[0]);
 }
+
+/// Softmax, the mean of a loss and its gradient over `[rows, vocabulary]`, as a language model has them.
+fn cross_entropy(rows: usize, vocabulary: usize) -> tenon_graph::graph::Graph {
+    let b = Builder::new();
+    let logits = b.input("logits", Role::Data, Type::new(DType::F32, [rows, vocabulary]));
+    let labels = b.input("labels", Role::Data, Type::new(DType::I32, [rows, 1]));
+    let shifted = logits - logits.max_over(&[1]);
+    let sum = shifted.exp().sum(&[1]);
+    let hot = b.iota(1, Type::new(DType::I32, [rows, vocabulary])).equal(labels);
+    let picked = hot.select(shifted, b.scalar(0.0)).sum(&[1]);
+    let loss = (sum.log() - picked).sum_all() / rows as f64;
+    let gradient = (shifted.exp() / sum - hot.cast(DType::F32)) / rows as f64;
+    b.output("loss", loss);
+    b.output("gradient", gradient);
+    b.output("best", logits.argmax(1));
+    b.finish().expect("well formed")
+}
+
+/// Layer norm and its three gradients over `[b, t, c]`.
+fn layer_norm(dtype: DType, shape: [usize; 3]) -> tenon_graph::graph::Graph {
+    let b = Builder::new();
+    let c = shape[2];
+    let x = b.input("x", Role::Data, Type::new(dtype, shape)).cast(DType::F32);
+    let scale = b.input("scale", Role::Parameter, Type::new(DType::F32, [c]));
+    let shift = b.input("shift", Role::Parameter, Type::new(DType::F32, [c]));
+    let dy = b.input("dy", Role::Data, Type::new(dtype, shape)).cast(DType::F32);
+    let centred = x - x.sum(&[2]) / c as f64;
+    let rstd = ((centred * centred).sum(&[2]) / c as f64 + 1e-5).rsqrt();
+    let normal = centred * rstd;
+    b.output("y", (normal * scale + shift).cast(dtype));
+    let dn = dy * scale;
+    let mean = dn.sum(&[2]) / c as f64;
+    let along = (dn * normal).sum(&[2]) / c as f64;
+    b.output("dx", ((dn - mean - normal * along) * rstd).cast(dtype));
+    b.output("dscale", (dy * normal).sum(&[0, 1]));
+    b.output("dshift", dy.sum(&[0, 1]));
+    b.finish().expect("well formed")
+}
+
+/// Both forms of gelu with gradients and a bias, and dropout.
+fn gelu(rows: usize, cols: usize) -> tenon_graph::graph::Graph {
+    let b = Builder::new();
+    let x = b.input("x", Role::Data, Type::new(DType::F32, [rows, cols]));
+    let bias = b.input("bias", Role::Parameter, Type::new(DType::F32, [cols]));
+    let key = b.input("key", Role::Control, Type::new(DType::U32, [2]));
+    let h = x + bias;
+    let exact = h * 0.5 * ((h * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0);
+    let inner = (h + h * h * h * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+    let approximate = h * 0.5 * (inner.tanh() + 1.0);
+    let kept = b.random_bits(key, [rows, cols]).less(b.constant(3e9, DType::U32));
+    b.output("exact", exact);
+    b.output("dropped", kept.select(approximate / 0.7, b.scalar(0.0)));
+    b.output("dbias", (approximate * x).sum(&[0]));
+    b.finish().expect("well formed")
+}
+
+/// AdamW in place, with the norm of the gradient.
+fn adamw(n: usize) -> tenon_graph::graph::Graph {
+    let b = Builder::new();
+    let state = |name: &str, role| b.input(name, role, Type::new(DType::F32, [n]));
+    let (p, g) = (state("p", Role::Parameter), state("g", Role::Gradient));
+    let (m, v) = (state("m", Role::Optimizer), state("v", Role::Optimizer));
+    let step = b.input("step", Role::Control, Type::new(DType::F32, [1]));
+    let norm = (g * g).sum_all().sqrt();
+    let clipped = g * (1.0 / norm.max(1.0)).min(1.0);
+    let new_m = m * 0.9 + clipped * 0.1;
+    let new_v = v.abs() * 0.95 + clipped * clipped * 0.05;
+    let bias = |beta: f64| 1.0 - b.scalar(beta).pow(step);
+    let update = new_m / bias(0.9) / ((new_v / bias(0.95)).sqrt() + 1e-8);
+    b.update(p, p * (1.0 - 1e-4) - update * 1e-3);
+    b.update(m, new_m);
+    b.update(v, new_v);
+    b.output("half", (p * 1.0).cast(DType::BF16));
+    b.finish().expect("well formed")
+}
+
+/// Reductions over rows in groups, and of what is no float.
+fn reductions(outer: usize, rows: usize, cols: usize) -> tenon_graph::graph::Graph {
+    let b = Builder::new();
+    let x = b.input("x", Role::Data, Type::new(DType::F32, [outer, rows, cols]));
+    let half = b.input("half", Role::Data, Type::new(DType::BF16, [outer, rows, cols]));
+    let bytes = b.input("bytes", Role::Data, Type::new(DType::U8, [outer, rows, cols]));
+    let whole = b.input("whole", Role::Data, Type::new(DType::I32, [outer, rows, cols]));
+    b.output("sum", (x * x).sum(&[1]));
+    b.output("largest", (-x).max_over(&[1]));
+    b.output("half", half.sum(&[1]));
+    b.output("half rows", half.sum(&[2]));
+    b.output("bytes", bytes.sum(&[1]));
+    b.output("byte rows", bytes.sum(&[2]));
+    b.output("whole", (whole * whole).sum(&[1]));
+    b.output("largest whole", (whole - 30.0).max_over(&[2]));
+    b.output("best whole", whole.argmax(2));
+    b.output("best byte", bytes.argmax(2));
+    b.output("total", half.cast(DType::F32).sum_all());
+    b.output("all bytes", bytes.sum(&[0, 1, 2]));
+    b.output("largest of all", whole.max_over(&[0, 1, 2]));
+    b.finish().expect("well formed")
+}
+
+#[test]
+fn the_patterns_of_models_are_right_and_the_same_everywhere() {
+    let mut graphs = Vec::new();
+    for (rows, vocabulary) in [(1, 1), (5, 10), (37, 1024), (3, 9001), (2, 50_257)] {
+        graphs.push((format!("cross-entropy {rows} x {vocabulary}"), cross_entropy(rows, vocabulary)));
+    }
+    for shape in [[1, 1, 1], [2, 3, 8], [2, 65, 96], [3, 20, 768], [1, 7, 4096], [1, 3, 10_007]] {
+        graphs.push((format!("layer norm {shape:?}"), layer_norm(DType::F32, shape)));
+        graphs.push((format!("layer norm in bf16 {shape:?}"), layer_norm(DType::BF16, shape)));
+    }
+    for (rows, cols) in [(1, 1), (64, 128), (13, 3072), (3, 12_289)] {
+        graphs.push((format!("gelu {rows} x {cols}"), gelu(rows, cols)));
+    }
+    for n in [1, 2, 4096, 4097, 65_539] {
+        graphs.push((format!("AdamW {n}"), adamw(n)));
+    }
+    for (outer, rows, cols) in
+        [(1, 1, 1), (1, 700, 33), (5, 7, 3), (3, 900, 17), (100, 40, 9), (2, 5, 4099), (70, 30, 16), (1, 2, 9000)]
+    {
+        graphs.push((format!("reductions {outer} x {rows} x {cols}"), reductions(outer, rows, cols)));
+    }
+    let mut rng = Rng(7);
+    let failures: Vec<String> = graphs.into_iter().filter_map(|(name, g)| check(&name, g, &mut rng).err()).collect();
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures[0]);
+}
+
+#[test]
+fn nothing_reduces_to_the_start_of_the_reduction() {
+    for shape in [[0, 3, 4], [3, 0, 4], [3, 4, 0]] {
+        check(&format!("{shape:?}"), reductions(shape[0], shape[1], shape[2]), &mut Rng(1)).expect("the same");
+    }
+}
