@@ -219,6 +219,31 @@ fn the_patterns_of_models_are_right_and_the_same_everywhere() {
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures[0]);
 }
 
+/// A result in place of an input that is read before and after it is made, alone and over long rows in stages.
+fn in_place(dtype: DType, rows: usize, cols: usize) -> tenon_graph::graph::Graph {
+    let b = Builder::new();
+    let input = |name: &str| b.input(name, Role::Data, Type::new(dtype, [rows, cols]));
+    let (x, y, z) = (input("x"), input("y"), input("z"));
+    let doubled = y + y;
+    b.update(x, doubled);
+    b.output("after", doubled * x);
+    let tripled = z * 3.0;
+    b.update(z, tripled);
+    b.output("before", tripled - z + x);
+    let sum = (x * z).cast(DType::F32).sum(&[1]);
+    b.update(y, (y.cast(DType::F32) - sum).cast(dtype));
+    b.finish().expect("well formed")
+}
+
+#[test]
+fn results_in_place_of_operands_come_after_their_last_use() {
+    for (rows, cols) in [(1, 1), (40, 1), (7, 31), (3, 700), (2, 9001)] {
+        for dtype in [DType::F32, DType::BF16, DType::I32] {
+            check(&format!("in place {rows} x {cols}"), in_place(dtype, rows, cols), &mut Rng(3)).expect("the same");
+        }
+    }
+}
+
 #[test]
 fn nothing_reduces_to_the_start_of_the_reduction() {
     for shape in [[0, 3, 4], [3, 0, 4], [3, 4, 0]] {

@@ -427,12 +427,18 @@ fn accumulator_of(staged: &Staged, value: Id) -> usize {
     found.expect("every row reduction is finished after its stage")
 }
 
-/// `steps` with each store of elements after every load that it might be in place of, and computed right into its buffer
-/// where the buffers turn out to differ.
+/// `steps` with each store of elements after the last use of every load that it might be in place of (a load may leave its
+/// elements where they are), and computed right into its buffer where the buffers turn out to differ.
 fn with_late_stores(lowered: &Lowered, steps: Steps) -> Steps {
-    let may_alias = |step: &Step<Id>, size: usize| match step {
-        Step::Load { load, .. } => lowered.loads[*load].whole && lowered.loads[*load].format.size == size,
-        _ => false,
+    let last_use = |id: Id| steps.iter().rposition(|s| s.reads().contains(&id));
+    let last_of_aliases = |size: usize| {
+        let aliases = steps.iter().filter_map(|step| match step {
+            Step::Load { load, to } if lowered.loads[*load].whole && lowered.loads[*load].format.size == size => {
+                last_use(*to)
+            }
+            _ => None,
+        });
+        aliases.max().unwrap_or(0)
     };
     let mut late: Vec<(usize, Step<Id>)> = Vec::new();
     let mut result: Steps = Vec::with_capacity(steps.len());
@@ -441,8 +447,7 @@ fn with_late_stores(lowered: &Lowered, steps: Steps) -> Steps {
         match step {
             Step::Store { store, from } => {
                 let size = lowered.stores[*store].format.size;
-                let last = steps.iter().rposition(|s| may_alias(s, size)).unwrap_or(0);
-                late.push((last, step.clone()));
+                late.push((last_of_aliases(size), step.clone()));
                 if size == 4 && direct.iter().all(|(id, _)| id != from) {
                     direct.push((*from, *store));
                 }
