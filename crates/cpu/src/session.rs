@@ -47,7 +47,7 @@ impl Backend for CpuBackend {
         let prepared: Vec<Vec<Box<dyn Kernel>>> =
             programs.iter().map(|p| p.steps.iter().map(|step| prepare(&self.cpu, p, step)).collect()).collect();
         let scratch = prepared.iter().flatten().map(|k| k.scratch_bytes()).max().unwrap_or(0);
-        let mut memory = Memory::new(&programs, scratch)?;
+        let memory = Memory::new(&programs, scratch)?;
         let programs = programs
             .into_iter()
             .zip(prepared)

@@ -3,6 +3,8 @@
 mod attention;
 mod dot;
 mod interpreted;
+mod moves;
+mod rows;
 
 use smallvec::SmallVec;
 use tenon_graph::backend::BackendError;
@@ -84,7 +86,10 @@ impl Target {
 pub fn prepare(cpu: &Cpu, program: &Program, step: &Step) -> Box<dyn Kernel> {
     let graph = &program.graph;
     match &step.work {
-        Work::Fused(_) | Work::Copy { .. } => Box::new(interpreted::Interpreted::new(program, step)),
+        Work::Fused(fused) => Box::new(rows::Rows::new(cpu, fused, graph)),
+        Work::Copy { source, target } => {
+            Box::new(moves::Moving::copy(Operand::new(graph, source), Target::new(graph, *target)))
+        }
         Work::Kernel { node, operands } => {
             let data = graph.node(*node);
             let targets: Vec<Target> = data.outputs().map(|v| Target::new(graph, v)).collect();
@@ -100,7 +105,10 @@ pub fn prepare(cpu: &Cpu, program: &Program, step: &Step) -> Box<dyn Kernel> {
                     "attention_gradient" => Box::new(attention::Backward::new(cpu, &composite.attrs, &windows, &targets)),
                     name => unreachable!("{name} is lowered by its expansion"),
                 },
-                _ => Box::new(interpreted::Interpreted::new(program, step)),
+                op => match moves::Moving::new(cpu, op, windows, targets[0].clone(), graph.site(*node)) {
+                    Some(kernel) => Box::new(kernel),
+                    None => Box::new(interpreted::Interpreted::new(program, step)),
+                },
             }
         }
     }
