@@ -31,7 +31,7 @@ fn classes_are_sorted_and_recorded() {
     let held_out = whole(&*data, Split::Validation);
     assert_eq!(floats(&held_out[0]), [4.9, 1.5]);
     assert_eq!(ints(&held_out[1]), [0]);
-    assert_eq!(data.fields()[0].name, "features");
+    assert_eq!(data.fields()[0].name, "input_features");
     assert_eq!(data.fields()[1].shape, [] as [usize; 0]);
 
     for (cells, names) in [

@@ -11,10 +11,11 @@ use tenon_graph::backend::Backend;
 use tenon_nn::generate::{Generator, Sampling};
 use tenon_nn::{Model, ModelError, export, load_safetensors, open};
 
+use crate::checkpoint::Checkpoints;
 use crate::experiment::{Experiment, Objective, Problems};
 use crate::files::{Disk, FileError, replace_file};
 use crate::fit::{Ended, Event, Observer, Surroundings, Trained, fit};
-use crate::goal::Verdict;
+use crate::goal::{Better, Verdict};
 use crate::metrics::{Kind, MetricsLog, Record, read};
 use crate::plan::PlanError;
 use crate::report::{Planned, Report, Unit};
@@ -154,7 +155,7 @@ pub fn run(setup: &Setup, job: &Job<'_>, whole: bool, observer: &mut dyn Observe
         observer.event(Event::Sampled { text: &text });
     }
     if !setup.experiment.deploy.export.is_empty() {
-        let difference = deploy(setup, &candidate, &folder.export())?;
+        let difference = deploy(setup, &candidate.model, &candidate.values, &folder.export())?;
         observer.event(Event::Exported { folder: &folder.export(), difference });
     }
     report(setup, job, &candidate, &verdict, trials, &folder)?;
@@ -186,8 +187,52 @@ fn train(
         Planned { name: "one step".into(), unit: Unit::Seconds, planned: None, measured: trained.step_seconds },
         Planned { name: "training".into(), unit: Unit::Seconds, planned: None, measured: Some(trained.seconds) },
     ];
-    let values = setup.model.variables().map(|v| floats(trainer.weight(&v.name).unwrap_or_default())).collect();
+    let values = weights(setup, &trainer);
     Ok(Candidate { model: setup.model.clone(), values, trained, planned })
+}
+
+/// The weights of a run as its newest sound checkpoint has them, measured on the held-out data.
+///
+/// # Errors
+/// No sound checkpoint, or one of another model or on other data.
+pub fn evaluate(setup: &Setup, job: &Job<'_>) -> Result<(u64, BTreeMap<String, f64>), RunFailure> {
+    let (mut trainer, step) = restore(setup, job)?;
+    Ok((step, trainer.evaluate(None)?))
+}
+
+/// Exports the weights of a run as its newest sound checkpoint has them; see [`Event::Exported`].
+///
+/// # Errors
+/// As [`evaluate`], and those of the export.
+pub fn export_run(setup: &Setup, job: &Job<'_>, folder: &Path) -> Result<f64, RunFailure> {
+    let (trainer, _) = restore(setup, job)?;
+    let values = weights(setup, &trainer);
+    deploy(setup, &setup.model, &values, folder)
+}
+
+fn restore<'a>(setup: &'a Setup, job: &Job<'_>) -> Result<(Trainer<'a>, u64), RunFailure> {
+    let checkpoints = Checkpoints::open(&job.folder.join("checkpoints")).map_err(TrainError::from)?;
+    let latest = checkpoints.latest().map_err(TrainError::from)?;
+    let settings = &setup.experiment.train;
+    let mut found = latest.checkpoint;
+    if let Some(metric) = &settings.keep_best
+        && let Some(step) = checkpoints.best(metric, Better::of(metric)).map_err(TrainError::from)?
+        && let Ok(best) = checkpoints.get(step)
+    {
+        found = Some(best);
+    }
+    let Some(checkpoint) = found else {
+        let message = format!("{} has no sound checkpoint", job.folder.display());
+        return Err(TrainError::Mismatch(message).into());
+    };
+    let mut trainer = Trainer::new(setup.plan(job.backend)?, &setup.model, settings, &*setup.data, job.backend)?;
+    let _: serde_json::Value = trainer.load(&checkpoint)?;
+    let step = trainer.steps_done();
+    Ok((trainer, step))
+}
+
+fn weights(setup: &Setup, trainer: &Trainer<'_>) -> Vec<Vec<f32>> {
+    setup.model.variables().map(|v| floats(trainer.weight(&v.name).unwrap_or_default())).collect()
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
@@ -341,17 +386,16 @@ fn generate(setup: &Setup, candidate: &Candidate, job: &Job<'_>) -> Result<Optio
 }
 
 /// Exports a model, reads it again and returns the greatest difference of a weight.
-fn deploy(setup: &Setup, candidate: &Candidate, folder: &Path) -> Result<f64, RunFailure> {
-    export(&candidate.model, &candidate.values, folder, &[])?;
+fn deploy(setup: &Setup, model: &Model, values: &[Vec<f32>], folder: &Path) -> Result<f64, RunFailure> {
+    export(model, values, folder, &[])?;
     if let Some(tokenizer) = setup.data.tokenizer() {
         save_tokenizer(tokenizer, &folder.join("tokenizer.json"))?;
     }
-    let again = open(folder)?;
-    let values = load_safetensors(folder, &again)?;
-    let pairs = candidate.values.iter().flatten().zip(values.iter().flatten());
+    let again = load_safetensors(folder, &open(folder)?)?;
+    let pairs = values.iter().flatten().zip(again.iter().flatten());
     let difference = pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
-    let count = |values: &[Vec<f32>]| values.iter().map(Vec::len).sum::<usize>();
-    if difference > 0.0 || count(&values) != count(&candidate.values) {
+    let lengths = |values: &[Vec<f32>]| values.iter().map(Vec::len).collect::<Vec<_>>();
+    if difference > 0.0 || lengths(&again) != lengths(values) {
         let message = format!("{}: what was read again differs by {difference} from what was trained", folder.display());
         return Err(ModelError::new(message).into());
     }

@@ -105,7 +105,7 @@ pub(crate) fn open_table(
         ..Facts::default()
     };
     Ok(LabelledDataset::new(Parts {
-        field: Field::new("features", ElementType::F32, &[features]),
+        field: Field::new("input_features", ElementType::F32, &[features]),
         inputs: Inputs::Numbers(inputs),
         targets,
         rows,
