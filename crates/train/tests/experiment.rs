@@ -259,6 +259,18 @@ fn options_are_laid_over_the_file() {
 }
 
 #[test]
+fn options_reach_into_tables_that_are_left_out() {
+    let text = "[data]\n[model]\narchitecture = \"mlp\"\n[train]\nepochs = 2\n";
+    let experiment = parse(text, &["train.optimizer.lr=0.5", "train.schedule.warmup=9"]).unwrap();
+    assert_eq!(experiment.train.optimizer, Optimizer::Adamw(AdamW { lr: 0.5, ..AdamW::default() }));
+    assert_eq!(experiment.train.schedule.warmup(), Span::Steps(9));
+    let experiment = parse(text, &["train.optimizer.kind=sgd"]).unwrap();
+    assert_eq!(experiment.train.optimizer, Optimizer::Sgd(Sgd::default()));
+    let message = parse("[data]\n[model]\narchitecture = \"mlp\"\n", &["train=3"]).unwrap_err();
+    assert_eq!(message, "--set train=3: `train` is 3, expected a table");
+}
+
+#[test]
 fn units_are_exact() {
     for (text, bytes) in [
         ("1GiB", 1 << 30),
