@@ -62,6 +62,16 @@ fn the_example_is_read() {
 #[test]
 fn problems_are_told_with_their_line() {
     let cases = [
+        (
+            "vocab = 1024",
+            "vocabs = 1024",
+            "moby.toml:3: `data.tokenizer` needs the key `vocab`: Tokens in all: 256 bytes, `<|endoftext|>` and the merges\nmoby.toml:3: unknown key `data.tokenizer.vocabs`: did you mean `vocab`?",
+        ),
+        (
+            "{ last = 0.1 }",
+            "{ lasts = 0.1 }",
+            "moby.toml:4: `data.validation` has the keys lasts, expected { last = ... } or { last_count = ... } or { stratified = ... } or { every = ... } or { file = ... } or { idx = ... }: did you mean `last`?",
+        ),
         ("optimizer =", "optimiser =", "moby.toml:17: unknown key `train.optimiser`: did you mean `optimizer`?"),
         ("batch = 24", "lr = 24", "moby.toml:14: unknown key `train.lr`: did you mean `train.optimizer.lr`?"),
         (
