@@ -62,6 +62,16 @@ fn the_example_is_read() {
 #[test]
 fn problems_are_told_with_their_line() {
     let cases = [
+        (
+            "vocab = 1024",
+            "vocabs = 1024",
+            "moby.toml:3: `data.tokenizer` needs the key `vocab`: Tokens in all: 256 bytes, `<|endoftext|>` and the merges\nmoby.toml:3: unknown key `data.tokenizer.vocabs`: did you mean `vocab`?",
+        ),
+        (
+            "{ last = 0.1 }",
+            "{ lasts = 0.1 }",
+            "moby.toml:4: `data.validation` has the keys lasts, expected { last = ... } or { last_count = ... } or { stratified = ... } or { every = ... } or { file = ... } or { idx = ... }: did you mean `last`?",
+        ),
         ("optimizer =", "optimiser =", "moby.toml:17: unknown key `train.optimiser`: did you mean `optimizer`?"),
         ("batch = 24", "lr = 24", "moby.toml:14: unknown key `train.lr`: did you mean `train.optimizer.lr`?"),
         (
@@ -256,6 +266,18 @@ fn options_are_laid_over_the_file() {
     for (option, message) in cases {
         assert_eq!(parse(MOBY, &[option]).unwrap_err(), format!("--set {option}: {message}"));
     }
+}
+
+#[test]
+fn options_reach_into_tables_that_are_left_out() {
+    let text = "[data]\n[model]\narchitecture = \"mlp\"\n[train]\nepochs = 2\n";
+    let experiment = parse(text, &["train.optimizer.lr=0.5", "train.schedule.warmup=9"]).unwrap();
+    assert_eq!(experiment.train.optimizer, Optimizer::Adamw(AdamW { lr: 0.5, ..AdamW::default() }));
+    assert_eq!(experiment.train.schedule.warmup(), Span::Steps(9));
+    let experiment = parse(text, &["train.optimizer.kind=sgd"]).unwrap();
+    assert_eq!(experiment.train.optimizer, Optimizer::Sgd(Sgd::default()));
+    let message = parse("[data]\n[model]\narchitecture = \"mlp\"\n", &["train=3"]).unwrap_err();
+    assert_eq!(message, "--set train=3: `train` is 3, expected a table");
 }
 
 #[test]

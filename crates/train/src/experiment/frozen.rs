@@ -29,7 +29,7 @@ pub(crate) fn write(table: &Table) -> String {
     text
 }
 
-/// A value on one line; small and large numbers keep their exponent.
+/// A value on one line; `kind` comes first in a table, small and large numbers keep their exponent.
 struct Inline<'a>(&'a Value);
 
 impl fmt::Display for Inline<'_> {
@@ -48,7 +48,8 @@ impl fmt::Display for Inline<'_> {
             Value::Table(table) if table.is_empty() => f.write_str("{}"),
             Value::Table(table) => {
                 f.write_str("{ ")?;
-                for (index, (key, value)) in table.iter().enumerate() {
+                let (tags, rest): (Vec<_>, Vec<_>) = table.iter().partition(|(key, _)| *key == "kind");
+                for (index, (key, value)) in tags.into_iter().chain(rest).enumerate() {
                     write!(f, "{}{} = {}", if index > 0 { ", " } else { "" }, key_text(key), Inline(value))?;
                 }
                 f.write_str(" }")

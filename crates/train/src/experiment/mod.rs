@@ -101,6 +101,7 @@ impl Experiment {
     /// Every problem found, with its line or its option.
     pub fn parse(text: &str, name: &str, set: &[String]) -> Result<Experiment, Problems> {
         let mut tree = source::parse(text).map_err(|problems| Problems::new(name, problems))?;
+        name_default_kinds(&mut tree);
         let problems: Vec<Problem> =
             set.iter().filter_map(|option| source::apply_option(&mut tree, option).err()).collect();
         if !problems.is_empty() {
@@ -210,6 +211,20 @@ impl Experiment {
     /// The JSON Schema of experiment files, for editors.
     pub fn schema() -> serde_json::Value {
         schemars::schema_for!(Experiment).to_value()
+    }
+}
+
+/// Writes down the kinds of the optimizer and the schedule where the file has neither, so that `--set` and `[tune]` can
+/// name their keys.
+fn name_default_kinds(tree: &mut Node) {
+    let kinds = Value::try_from(Train::default()).ok();
+    for table in ["optimizer", "schedule"] {
+        let kind = kinds.as_ref().and_then(|train| train.get(table)?.get("kind"));
+        if let (Some(train), None, Some(kind)) = (tree.get(&["train"]), tree.get(&["train", table]), kind) {
+            let node = Node::from_value(kind.clone(), &train.place);
+            // A `train` that is no table is reported by the check.
+            let _ = tree.set(&["train".into(), table.into(), "kind".into()], node);
+        }
     }
 }
 

@@ -226,10 +226,13 @@ fn label(tick: f64, axis: &Axis) -> String {
     if tick.abs() <= step.abs() * 1e-6 {
         return "0".into();
     }
-    if size < 1e-2 || size >= 1e12 {
+    if !(1e-2..1e12).contains(&size) {
         return format!("{tick:.1e}").replace(".0e", "e");
     }
-    if size >= 1e4 && step >= 1.0 {
+    if (1e4..1e6).contains(&size) && step >= 100.0 {
+        return format!("{}k", tick / 1e3);
+    }
+    if size >= 1e6 && step >= 1.0 {
         return short_count(tick);
     }
     let digits = (-step.abs().log10().floor()).max(0.0) as usize;
