@@ -97,7 +97,7 @@ impl Initialiser {
         match self {
             _ if !numbers => Err(format!("{self} is no distribution")),
             Initialiser::Scaled { .. } if shape.len() < 2 => {
-                Err(format!("{self} counts connections, and {shape:?} is no weight [out, in, ..]"))
+                Err(format!("its initialiser counts connections ({self}), and {shape:?} is no weight [out, in, ..]"))
             }
             _ => Ok(()),
         }
@@ -131,7 +131,16 @@ impl fmt::Display for Initialiser {
             Initialiser::TruncatedNormal { std } => write!(f, "truncated_normal({std:?})"),
             Initialiser::Uniform { low, high } => write!(f, "uniform({low:?}, {high:?})"),
             Initialiser::Scaled { fan, gain, distribution } => {
-                write!(f, "scaled({fan:?}, {gain:?}, {distribution:?})")
+                let fan = match fan {
+                    Fan::In => "inputs",
+                    Fan::Out => "outputs",
+                    Fan::Average => "mean of inputs and outputs",
+                };
+                let shape = match distribution {
+                    Distribution::Normal => "normal",
+                    Distribution::Uniform => "uniform",
+                };
+                write!(f, "{shape} of standard deviation {gain:.4} / sqrt({fan})")
             }
         }
     }
@@ -213,7 +222,7 @@ fn inverse_normal(p: f64) -> f64 {
         -3.969683028665376e+01,
         2.209460984245205e+02,
         -2.759285104469687e+02,
-        1.383577518672690e+02,
+        1.38357751867269e+02,
         -3.066479806614716e+01,
         2.506628277459239e+00,
     ];

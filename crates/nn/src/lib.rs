@@ -5,6 +5,7 @@
 //! [`architecture`], then [`function`] and [`functions`].
 
 pub mod architecture;
+mod callable;
 pub mod checkpoint;
 mod error;
 mod export;
@@ -20,7 +21,7 @@ mod value;
 mod weights;
 
 pub use architecture::{Architecture, ArchitectureSource};
-pub use error::ModelError;
+pub use error::{ModelError, Report};
 pub use export::{export, open};
 pub use hyper::HyperValue;
 pub use init::{initialise, initialise_into};

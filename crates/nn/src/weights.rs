@@ -93,7 +93,9 @@ fn check_tied(checkpoint: &Checkpoint, model: &Model, values: &[Vec<f32>]) -> Re
             && checkpoint.read(tied, place)? != values[index]
         {
             let message = format!("{}: {tied} is not equal to {own}, to which the model ties it", place.file.display());
-            return Err(ModelError::new(message).help("this checkpoint needs an architecture with an output head of its own"));
+            return Err(
+                ModelError::new(message).help("this checkpoint needs an architecture with an output head of its own")
+            );
         }
     }
     Ok(())
@@ -186,7 +188,8 @@ impl Checkpoint {
     /// Adds the tensors of a file, whose header is checked against its length.
     fn add(&mut self, path: &Path) -> Result<(), ModelError> {
         let failed = |e: std::io::Error| ModelError::io("cannot read the weights", path, &e);
-        let damaged = |why: String| ModelError::new(format!("{} is damaged or no safetensors file: {why}", path.display()));
+        let damaged =
+            |why: String| ModelError::new(format!("{} is damaged or no safetensors file: {why}", path.display()));
         let mut file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut prefix = [0; 8];
@@ -211,7 +214,10 @@ impl Checkpoint {
                 && end as u64 <= length - data;
             if !fits {
                 let shape = &info.shape;
-                return Err(damaged(format!("{name} {shape:?} is said to lie at bytes {start} to {end} of {}", length - data)));
+                return Err(damaged(format!(
+                    "{name} {shape:?} is said to lie at bytes {start} to {end} of {}",
+                    length - data
+                )));
             }
             let place = Place { file: path.to_path_buf(), data, info: info.clone() };
             if self.tensors.insert(name.clone(), place).is_some() {
