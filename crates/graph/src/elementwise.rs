@@ -279,7 +279,7 @@ pub struct BinaryDef {
     pub doc: &'static str,
     /// Element types.
     pub signature: Signature,
-    /// The meaning, in `f64`; integers are exact in it.
+    /// The meaning, in `f64`; integers are exact in it but for large products, and wrap.
     pub eval: fn(f64, f64) -> f64,
     /// The gradient with respect to each operand.
     pub gradient: [BinaryGradient; 2],

@@ -42,15 +42,12 @@ query that sees no key gives 0 and minus infinity. Without a position a causal a
     operands: &[QUERY, KEY, VALUE, MASK, POSITION],
     attrs: ATTRS,
     results: 2,
-    expand: |b, inputs, attrs| {
+    expand: |_, inputs, attrs| {
         let build = || {
             let layout = Layout::of(inputs, attrs)?;
-            let visible = layout.visible(b, &inputs[3..], attrs);
-            let scores = layout.scores(inputs[0], inputs[1], attrs);
-            let zero = scores.constant_like(0.0);
-            let scores = visible.map_or(scores, |v| v.select(scores, scores.constant_like(f64::NEG_INFINITY)));
+            let scores = layout.visible_scores(inputs[0], inputs[1], &inputs[3..], attrs);
             let max = scores.max_over(&[-1]);
-            let shift = max.is_finite().select(max, zero);
+            let shift = max.is_finite().select(max, max.constant_like(0.0));
             let weights = (scores - shift).exp();
             let sum = weights.sum(&[-1]);
             let empty = sum.equal(0.0);
@@ -177,10 +174,14 @@ impl Layout {
         x.reshape([self.b, self.g, self.r, self.t, self.s])
     }
 
-    /// The scaled scores `f32[b, g, r, t, s]`.
-    fn scores<'g>(&self, q: Tensor<'g>, k: Tensor<'g>, attrs: &Attrs) -> Tensor<'g> {
+    /// The scaled scores `f32[b, g, r, t, s]`, minus infinity where a query does not see a key.
+    fn visible_scores<'g>(&self, q: Tensor<'g>, k: Tensor<'g>, optional: &[Tensor<'g>], attrs: &Attrs) -> Tensor<'g> {
         let products = self.group(q).dot(self.keys(k), Dot { transpose_b: true, ..MATMUL });
-        self.unflat(products) * self.scale(attrs)
+        let scores = self.unflat(products) * self.scale(attrs);
+        match self.visible(q.builder(), optional, attrs) {
+            Some(visible) => visible.select(scores, scores.constant_like(f64::NEG_INFINITY)),
+            None => scores,
+        }
     }
 
     fn scale(&self, attrs: &Attrs) -> f64 {
@@ -227,13 +228,10 @@ fn gradients<'g>(
     require_shape("log_sum_exp", log_sum, &[layout.b, layout.h, layout.t])?;
     let per_query = |x: Tensor<'g>| x.reshape([layout.b, layout.g, layout.r, layout.t, Dim::ONE]);
 
-    let scores = layout.scores(q, k, attrs);
+    let scores = layout.visible_scores(q, k, &inputs[6..], attrs);
+    // Minus infinity for a query without keys, whose scores all are too.
+    let log_sum = log_sum.is_finite().select(log_sum, log_sum.constant_like(0.0));
     let weights = (scores - per_query(log_sum)).exp();
-    // Selected rather than masked before the exponential: a query without keys has a log_sum_exp of minus infinity.
-    let weights = match layout.visible(q.builder(), &inputs[6..], attrs) {
-        Some(visible) => visible.select(weights, weights.constant_like(0.0)),
-        None => weights,
-    };
     let dout = layout.group(out_gradient);
     let dv = layout.flat(weights).dot(dout, Dot { transpose_a: true, ..MATMUL });
     let dweights = layout.unflat(dout.dot(layout.keys(v), Dot { transpose_b: true, ..MATMUL }));

@@ -83,7 +83,8 @@ fn cross_entropy_gradient<'g>(p: &Backprop<'_, 'g>) -> Gradients<'g> {
         let elsewhere = if smoothing == 0.0 { b.scalar(0.0) } else { smoothing / b.size(shape[last]) };
         let target = rows.hit.select(elsewhere + (1.0 - smoothing), elsewhere);
         let weight = rows.in_range.select(column(dloss), b.scalar(f64::NAN));
-        // A whole ignored row is selected away, so that its logits may be anything.
+        let weight = rows.ignored.select(b.scalar(0.0), weight);
+        // The whole row is selected away as well: 0 times what its logits may hold need not be 0.
         rows.ignored.select(b.scalar(0.0), (probability - target) * weight)
     });
     let through_log_sum = p.gradients[1].map(|d| probability * column(d));

@@ -4,7 +4,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Node, NodeData, SiteId, Value};
-use crate::op::Op;
+use crate::op::{Op, Source};
 use crate::tensor::{Builder, Tensor};
 
 /// What takes the place of a node's results, one tensor for each.
@@ -46,7 +46,8 @@ impl<'a, 'g> Visit<'a, 'g> {
 
 /// Rebuilds `graph`, with what `rule` returns in the place of each node, or the node itself where it returns `None`.
 ///
-/// Sites, phases, outputs and updates stay. Nodes on which neither depends are not visited, and are not in the result.
+/// Sites, phases, outputs and updates stay; outputs and updates that the rule gives the builder come after them. Nodes on
+/// which neither depends are not visited, and are not in the result.
 /// A rule that adds random bits gives their stream itself: [`Builder::random_bits`] does not know the old graph's.
 ///
 /// # Errors
@@ -131,10 +132,24 @@ impl Moves {
         self.values[old.index()].expect("operands come before their users")
     }
 
+    /// Puts the outputs and updates of `old` before those of `new`.
     fn roots(&self, old: &Graph, new: &mut Graph) {
-        new.outputs = old.outputs.iter().map(|(name, v)| (name.clone(), self.value(*v))).collect();
-        new.updates = old.updates.iter().map(|(input, v)| (self.value(*input), self.value(*v))).collect();
+        let outputs = old.outputs.iter().map(|(name, v)| (name.clone(), self.value(*v)));
+        new.outputs.splice(0..0, outputs);
+        let updates = old.updates.iter().map(|(input, v)| (self.value(*input), self.value(*v)));
+        new.updates.splice(0..0, updates);
     }
+}
+
+/// `graph` with other names for the inputs that `name` gives one.
+///
+/// # Errors
+/// A name that is taken.
+pub fn rename_inputs(graph: &Graph, name: impl Fn(&str) -> Option<String>) -> Result<Graph, Diagnostic> {
+    rewrite(graph, |visit| {
+        let Op::Source(Source::Input { name: old, role, ty }) = visit.op() else { return None };
+        Some(one(visit.builder.input(&name(old)?, *role, ty.clone())))
+    })
 }
 
 /// The results of a node that has one.

@@ -1,0 +1,262 @@
+//! Fused row programs: elementwise operations, broadcasts and reductions of one domain in a single pass.
+//!
+//! A [`RowProgram`] is made once from a [`Fused`] unit and run often. It works on tiles that stay in the first-level
+//! cache: each step (a load, an operation, a reduction, a store) runs over a tile's lanes before the next one does, so the
+//! cost of choosing the kernel is shared by hundreds of elements, and values between steps never reach memory.
+//!
+//! **Bits.** Results depend on the unit alone. Each operation rounds by itself; a row is reduced in the fixed shape of
+//! [`reduce`]; reductions over rows or everything are cut into chunks by the sizes of the domain alone, and combined in
+//! order. Neither the size of tiles, nor the number of threads, nor the instruction set, nor whether a value passed
+//! through memory can be seen in a result (NaN is NaN; its sign and payload are not promised).
+//!
+//! Read [`lower`] for how a unit becomes steps, [`step`] for what they are, `run` for how tiles go through them.
+
+mod elementwise;
+mod kernel;
+mod lower;
+mod reduce;
+mod registers;
+mod run;
+mod step;
+mod window;
+
+use tenon_graph::graph::{Graph, Value};
+use tenon_graph::lower::fused::Fused;
+
+use lower::{Column, LoadFrom, Lowered, Nothing, StoreTo, Total};
+use reduce::Accumulator;
+use registers::{Counts, Registers};
+use step::{Slot, Step};
+use window::Positions;
+
+/// Elements of a chunk, the unit of work of a thread: a few tens of microseconds.
+const CHUNK: usize = 16 * 1024;
+/// The most partial results of a column reduction, all chunks together; more only if each chunk has groups of its own.
+const MOST_PARTIALS: usize = 64;
+/// Bytes of the first-level cache for the registers of a tile.
+const REGISTERS: usize = 24 * 1024;
+/// Bounds of a tile's elements, where rows do not ask for more.
+const TILE: std::ops::RangeInclusive<usize> = 512..=2048;
+/// The longest row that is one tile, so that nothing is computed twice.
+const WHOLE_ROW: usize = 8192;
+/// Columns of one task when partial results of column reductions are combined.
+const COMBINED: usize = 4096;
+/// Every part of the scratch starts at a multiple of this, a cache line.
+const ALIGNMENT: usize = 64;
+
+/// A fused unit made ready to run.
+pub struct RowProgram {
+    rows: usize,
+    cols: usize,
+    /// Rows that a column reduction combines into one.
+    group: usize,
+    chunks: Chunks,
+    /// Elements of a row in a tile.
+    tile_cols: usize,
+    /// Rows of a tile; more than one only if `tile_cols` is the whole row.
+    tile_rows: usize,
+    buffers: Vec<Value>,
+    loads: Vec<LoadFrom>,
+    positions: Vec<Positions>,
+    stores: Vec<StoreTo>,
+    columns: Vec<Column>,
+    totals: Vec<Total>,
+    nothing: Vec<Nothing>,
+    accumulators: usize,
+    registers: Counts,
+    uniform: Vec<Step<Slot>>,
+    stages: Vec<Stage>,
+    after: Vec<Step<Slot>>,
+}
+
+/// What is done with each row, or block of rows, between two row reductions.
+struct Stage {
+    before: Vec<Step<Slot>>,
+    body: Vec<Step<Slot>>,
+}
+
+/// How the domain is cut into tasks; a function of its sizes alone.
+#[derive(Clone, Copy)]
+enum Chunks {
+    /// A single row in pieces of this many elements.
+    Elements(usize),
+    /// This many rows each.
+    Rows(usize),
+    /// Each group of rows of a column reduction in this many pieces of as many rows.
+    Pieces {
+        /// Chunks of a group.
+        pieces: usize,
+        /// Rows of a chunk; the last one of a group may have fewer.
+        rows: usize,
+    },
+}
+
+impl Chunks {
+    fn new(fused: &Fused, column_reductions: bool) -> Chunks {
+        if fused.flat {
+            let count = fused.cols.div_ceil(CHUNK).max(1);
+            return Chunks::Elements(fused.cols.div_ceil(count).next_multiple_of(2 * reduce::LANES).max(1));
+        }
+        let rows = (CHUNK / fused.cols.max(1)).max(1);
+        if !column_reductions {
+            return Chunks::Rows(rows);
+        }
+        let group = (fused.rows / fused.outer).max(1);
+        let most = (MOST_PARTIALS / fused.outer).max(1);
+        let pieces = group.div_ceil(rows).min(most);
+        if pieces <= 1 {
+            return Chunks::Rows((rows / group).max(1) * group);
+        }
+        let rows = group.div_ceil(pieces);
+        Chunks::Pieces { pieces: group.div_ceil(rows), rows }
+    }
+}
+
+impl RowProgram {
+    /// Makes a fused unit of `graph` ready to run.
+    pub fn new(fused: &Fused, graph: &Graph) -> RowProgram {
+        let mut lowered = lower::lower(fused, graph);
+        let single_stage = lower::stage_count(&lowered) == 1;
+        let whole = !fused.flat && (fused.cols <= *TILE.end() || (!single_stage && fused.cols <= WHOLE_ROW));
+        let staged = if whole { lower::whole_rows(&lowered) } else { lower::parts_of_rows(&mut lowered) };
+        let Lowered { buffers, loads, positions, stores, columns, totals, accumulators, values, nothing, .. } = lowered;
+        let mut registers = Registers::new(&values);
+        let uniform = registers.keep(&staged.uniform);
+        let mut stages: Vec<Stage> = Vec::new();
+        for (before, body) in &staged.stages {
+            stages.push(Stage { before: registers.keep(before), body: registers.reuse(body) });
+        }
+        let after = registers.keep(&staged.after);
+        let registers = registers.counts;
+        let tile = REGISTERS / size_of::<u32>() / registers.full.max(1);
+        let tile = tile.clamp(*TILE.start(), *TILE.end()) / (2 * reduce::LANES) * (2 * reduce::LANES);
+        let chunks = Chunks::new(fused, !columns.is_empty());
+        let (tile_rows, tile_cols) =
+            if whole { ((tile / fused.cols.max(1)).max(1), fused.cols) } else { (1, tile.min(fused.cols.max(1))) };
+        RowProgram {
+            rows: fused.rows,
+            cols: fused.cols,
+            group: (fused.rows / fused.outer.max(1)).max(1),
+            chunks,
+            tile_cols,
+            tile_rows,
+            buffers,
+            loads,
+            positions,
+            stores,
+            columns,
+            totals,
+            nothing,
+            accumulators,
+            registers,
+            uniform,
+            stages,
+            after,
+        }
+    }
+
+    /// The values whose buffers [`RowProgram::run`] takes, in its order.
+    pub fn buffers(&self) -> &[Value] {
+        &self.buffers
+    }
+
+    /// Bytes of working memory on `threads` threads.
+    pub fn scratch_bytes(&self, threads: usize) -> usize {
+        let layout = self.layout();
+        layout.workers + threads * layout.worker
+    }
+
+    /// The number of chunks, each a task.
+    fn chunk_count(&self) -> usize {
+        match self.chunks {
+            Chunks::Elements(elements) => self.cols.div_ceil(elements),
+            Chunks::Rows(rows) => self.rows.div_ceil(rows),
+            Chunks::Pieces { pieces, .. } => self.rows / self.group * pieces,
+        }
+    }
+
+    /// Whether column reductions have partial results of chunks to combine.
+    fn has_partials(&self) -> bool {
+        matches!(self.chunks, Chunks::Pieces { .. })
+    }
+
+    fn layout(&self) -> Layout {
+        let mut shared = Sizes(0);
+        let uniform = shared.add(self.registers.uniform * size_of::<u32>());
+        let direct = shared.add(self.stores.len());
+        let totals = shared.add(self.totals.len() * self.chunk_count() * size_of::<u32>());
+        let column = (self.cols * size_of::<u32>()).next_multiple_of(ALIGNMENT);
+        let partials = if self.has_partials() { self.chunk_count() } else { 0 };
+        let columns = shared.add(self.columns.len() * partials * column);
+        let mut worker = Sizes(0);
+        let pointers = worker.add((self.registers.full + self.registers.row) * size_of::<*mut u32>());
+        let accumulators = worker.add(self.accumulators * size_of::<Accumulator>());
+        let own_columns = worker.add(if self.has_partials() { 0 } else { self.columns.len() * column });
+        // An odd number of cache lines keeps equal places of two registers out of the same cache set.
+        let odd = |lanes: usize| ((lanes * size_of::<u32>()).div_ceil(ALIGNMENT) | 1) * ALIGNMENT;
+        let (full_register, row_register) = (odd(self.tile_rows * self.tile_cols), odd(self.tile_rows));
+        let full = worker.add(self.registers.full * full_register);
+        let row = worker.add(self.registers.row * row_register);
+        Layout {
+            uniform,
+            direct,
+            totals,
+            columns,
+            column,
+            workers: shared.0,
+            worker: worker.0,
+            pointers,
+            accumulators,
+            own_columns,
+            full,
+            full_register,
+            row,
+            row_register,
+        }
+    }
+}
+
+/// Where everything is in the scratch, in bytes: first what all workers share, then a part for each worker.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Uniform registers.
+    uniform: usize,
+    /// For each store, a byte: whether results may be computed right into its buffer.
+    direct: usize,
+    /// Partial results of total reductions, by reduction and chunk.
+    totals: usize,
+    /// Partial results of column reductions, by reduction and chunk.
+    columns: usize,
+    /// Bytes of one row of column results.
+    column: usize,
+    /// The first worker's part.
+    workers: usize,
+    /// Bytes of a worker's part. The rest is relative to it.
+    worker: usize,
+    /// Where each full, then each row register is at the moment.
+    pointers: usize,
+    /// Accumulators.
+    accumulators: usize,
+    /// Column results under way, where chunks have whole groups.
+    own_columns: usize,
+    /// Full registers.
+    full: usize,
+    /// Bytes of one.
+    full_register: usize,
+    /// Row registers.
+    row: usize,
+    /// Bytes of one.
+    row_register: usize,
+}
+
+/// Adds up aligned parts.
+struct Sizes(usize);
+
+impl Sizes {
+    /// The offset of a part of this many bytes.
+    fn add(&mut self, bytes: usize) -> usize {
+        let offset = self.0;
+        self.0 += bytes.next_multiple_of(ALIGNMENT);
+        offset
+    }
+}
