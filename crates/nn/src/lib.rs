@@ -2,7 +2,7 @@
 //! the ecosystem's names.
 //!
 //! It builds graphs and never runs one; it knows no optimizer, no data set and no machine. Start reading at
-//! [`architecture`], then [`function`] and [`functions`].
+//! [`architecture`], then [`function`].
 
 pub mod architecture;
 mod callable;

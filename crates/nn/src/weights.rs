@@ -205,7 +205,8 @@ impl Checkpoint {
         file.read_exact(&mut text).map_err(failed)?;
         let metadata: Metadata = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
         let data = 8 + header;
-        for (name, info) in metadata.tensors() {
+        for name in metadata.offset_keys() {
+            let Some(info) = metadata.info(&name) else { continue };
             let (start, end) = info.data_offsets;
             let elements = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
             let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));

@@ -11,7 +11,7 @@ use crate::operators::Bound;
 
 pub(super) const INTRODUCTION: &str = "A tensor has `x.shape` (a tuple of sizes), `x.dtype` and `x.rank`. A size that is \
 open until a program is planned prints as its name and has `+`, `*`, `//` and `==`. `x[i]` and `x[a:b]` take elements of the \
-first axis.";
+first axis; Starlark has no `x[:, i]`, `@` or `**`: write `select`, `slice`, `matmul` and `pow`.";
 
 pub(super) fn functions() -> Vec<Function> {
     vec![
