@@ -156,7 +156,10 @@ pub fn initialise(parameter: &Parameter, seed: u64) -> Vec<f32> {
     values
 }
 
-/// Like [`initialise`], into a buffer of as many elements as the parameter has.
+/// Like [`initialise`], into a buffer.
+///
+/// # Panics
+/// If the buffer has not as many elements as the parameter.
 pub fn initialise_into(parameter: &Parameter, seed: u64, values: &mut [f32]) {
     assert_eq!(values.len(), parameter.elements(), "{}", parameter.name);
     let key = stream_key(seed, &parameter.name);
