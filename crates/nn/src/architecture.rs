@@ -5,18 +5,18 @@ use std::sync::{Arc, LazyLock};
 
 use starlark::ErrorKind;
 use starlark::collections::SmallMap;
-use starlark::docs::DocItem;
+use starlark::docs::{DocItem, DocMember};
 use starlark::environment::{Globals, GlobalsBuilder, Module};
 use starlark::eval::Evaluator;
 use starlark::syntax::{AstModule, Dialect};
 use starlark::values::dict::DictRef;
 use starlark::values::{Value, ValueLike};
-use tenon_graph::op::Role;
 use tenon_graph::types::{Shape, Type};
 
+use crate::callable::{FunctionValue, OperatorValue, RangeValue};
 use crate::checkpoint::CheckpointTable;
 use crate::error::{ModelError, suggest};
-use crate::function::{FunctionValue, OperatorValue, SECTIONS};
+use crate::function::SECTIONS;
 use crate::hyper::HyperValue;
 use crate::model::{Input, Model};
 use crate::operators::OPERATORS;
@@ -73,8 +73,11 @@ pub struct HyperParameter {
     pub default: HyperValue,
 }
 
-/// Named values of hyperparameters.
-pub type Preset = (String, Vec<(String, HyperValue)>);
+/// Hyperparameters by name, with their values.
+pub type HyperValues = Vec<(String, HyperValue)>;
+
+/// A name for values of hyperparameters.
+pub type Preset = (String, HyperValues);
 
 /// An architecture program and what it declares.
 #[derive(Clone, Debug)]
@@ -106,7 +109,8 @@ impl Architecture {
                 let failed = |e: std::io::Error| ModelError::io("cannot read the architecture", path, &e);
                 let size = std::fs::metadata(path).map_err(failed)?.len();
                 if size > MAX_SOURCE {
-                    let message = format!("{} has {size} bytes: an architecture has at most {MAX_SOURCE}", path.display());
+                    let message =
+                        format!("{} has {size} bytes: an architecture has at most {MAX_SOURCE}", path.display());
                     return Err(ModelError::new(message));
                 }
                 let text = std::fs::read_to_string(path).map_err(failed)?;
@@ -154,7 +158,9 @@ impl Architecture {
                 }
             }
             let presets = match module.get("presets") {
-                Some(presets) => presets_of(presets, &hyperparameters).map_err(|e| ModelError::new(format!("{file}: {e}")))?,
+                Some(presets) => {
+                    presets_of(presets, &hyperparameters).map_err(|e| ModelError::new(format!("{file}: {e}")))?
+                }
                 None => Vec::new(),
             };
             let checkpoint = match module.get("checkpoint") {
@@ -187,6 +193,7 @@ impl Architecture {
         let (inputs, outputs) = run(&self.file, &self.text, &shared, |module, eval| {
             let inputs = declare_inputs(module, eval, &self.file, &values, &shared)?;
             let model = member(module, "model", &self.file)?;
+            check_inputs(model, &inputs, &self.file)?;
             let heap = eval.heap();
             let mut arguments: Vec<(&str, Value<'_>)> = Vec::new();
             for (input, seen) in &inputs {
@@ -219,14 +226,14 @@ impl Architecture {
     }
 
     /// The preset in force and every hyperparameter's value.
-    fn resolve(&self, set: &[(String, HyperValue)]) -> Result<(Option<String>, Vec<(String, HyperValue)>), ModelError> {
+    fn resolve(&self, set: &[(String, HyperValue)]) -> Result<(Option<String>, HyperValues), ModelError> {
         let Architecture { file, .. } = self;
         let named = match set.iter().find(|(name, _)| name == "preset") {
             Some((_, HyperValue::Text(name))) => Some(name.clone()),
             Some((_, other)) => return Err(ModelError::new(format!("`preset` is a name, not {other}"))),
             None => self.preset.clone(),
         };
-        let mut values: Vec<(String, HyperValue)> =
+        let mut values: HyperValues =
             self.hyperparameters.iter().map(|h| (h.name.clone(), h.default.clone())).collect();
         let mut put = |name: &str, value: &HyperValue, whose: &str| {
             let Some(slot) = self.hyperparameters.iter().position(|h| h.name == name) else {
@@ -279,6 +286,7 @@ static GLOBALS: LazyLock<Globals> = LazyLock::new(|| {
     for function in SECTIONS.iter().flat_map(|(_, _, functions)| functions) {
         builder.set(function.name, FunctionValue(function));
     }
+    builder.set("range", RangeValue);
     for symbol in OPERATORS {
         builder.set(&format!("operator {symbol}"), OperatorValue(symbol));
     }
@@ -324,7 +332,13 @@ fn locate(error: starlark::Error, shared: &Shared) -> ModelError {
         ErrorKind::Other(inner) => inner.downcast_ref::<ModelError>().cloned(),
         _ => None,
     };
-    let mut found = known.unwrap_or_else(|| explain(&text, span.as_ref().map(|s| s.source_span())));
+    let mut found = known.unwrap_or_else(|| match &span {
+        Some(span) => {
+            let line = span.file.source_line(span.resolve_span().begin.line);
+            explain(&text.replace(&format!("`{}.", span.filename()), "`"), span.source_span(), line)
+        }
+        None => explain(&text, "", ""),
+    });
     let session = shared.lock();
     let path = if session.builder.graph().node_count() > 0 { session.path() } else { String::new() };
     if let Some(span) = &span {
@@ -336,9 +350,9 @@ fn locate(error: starlark::Error, shared: &Shared) -> ModelError {
 }
 
 /// Starlark's own message in our words where those are clearer, with something to try.
-fn explain(text: &str, source: Option<&str>) -> ModelError {
+fn explain(text: &str, source: &str, line: &str) -> ModelError {
     let first = text.lines().next().unwrap_or("the program failed").trim_end_matches('.');
-    let error = ModelError::new(first);
+    let error = ModelError::new(first.replace("Parse error: ", "syntax error: "));
     if first.contains("Execution duration limit") {
         return ModelError::new(format!("the program does not end: stopped after {MAX_STEPS} steps"))
             .help("a loop runs far too often; a model of a thousand layers takes a few thousand steps");
@@ -351,15 +365,17 @@ fn explain(text: &str, source: Option<&str>) -> ModelError {
         return ModelError::new(format!("calls are nested more than {MAX_CALLS} deep"))
             .help("a function calls itself; use a loop over range(n)");
     }
-    if first.contains("[,]") {
+    if first.contains("[,]") || source == "," && line.contains("[:") {
         return error.help("Starlark has no x[:, i]: write select(x, i, axis = 1) or slice(x, start, stop, axis = 1)");
     }
     match source {
-        Some("@") => error.help("Starlark has no @: write matmul(a, b)"),
-        Some("**") => error.help("Starlark has no **: write pow(a, b)"),
-        Some("while") => error.help("Starlark has no while: write for i in range(n)"),
-        Some("import" | "from") => error.help("nothing is imported: every function is there; see `tenon doc layers`"),
-        Some("class") => error.help("there are no classes: write functions, and scope(name, function, ...) to name their parameters"),
+        "@" => error.help("Starlark has no @: write matmul(a, b)"),
+        "**" => error.help("Starlark has no **: write pow(a, b)"),
+        "while" => error.help("Starlark has no while: write for i in range(n)"),
+        "import" | "from" => error.help("nothing is imported: every function is there; see `tenon doc layers`"),
+        "class" => {
+            error.help("there are no classes: write functions, and scope(name, function, ...) to name their parameters")
+        }
         _ => error,
     }
 }
@@ -376,7 +392,7 @@ fn member<'v>(module: &Module<'v>, name: &str, file: &str) -> Result<Value<'v>, 
 
 /// A function's parameters with their defaults as source text.
 fn defaults(function: Value<'_>) -> Option<Vec<(String, Option<String>)>> {
-    let DocItem::Member(starlark::docs::DocMember::Function(doc)) = function.documentation() else { return None };
+    let DocItem::Member(DocMember::Function(doc)) = function.documentation() else { return None };
     let all = doc.params.pos_only.into_iter().chain(doc.params.pos_or_named).chain(doc.params.named_only);
     Some(all.map(|p| (p.name, p.default_value)).collect())
 }
@@ -423,7 +439,8 @@ fn declare_inputs<'v>(
                 None if default.is_some() => {}
                 None => {
                     let close = suggest(&name, values.iter().map(|(n, _)| n.as_str()));
-                    let message = format!("{file}: `inputs` takes `{name}`, which is no hyperparameter of `model`: {close}");
+                    let message =
+                        format!("{file}: `inputs` takes `{name}`, which is no hyperparameter of `model`: {close}");
                     return Err(ModelError::new(message).into());
                 }
             }
@@ -431,7 +448,9 @@ fn declare_inputs<'v>(
         let named: Vec<(&str, Value<'v>)> = arguments.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         inputs = eval.eval_function(inputs, &[], &named)?;
     }
-    let form = || ModelError::new(format!("{file}: `inputs` is a dict from names to input types such as tokens(\"b\", \"t\")"));
+    let form = || {
+        ModelError::new(format!("{file}: `inputs` is a dict from names to input types such as tokens(\"b\", \"t\")"))
+    };
     let dict: SmallMap<String, InputValue> = DictRef::from_value(inputs)
         .and_then(|dict| {
             let pair = |(k, v): (Value<'v>, Value<'v>)| {
@@ -444,12 +463,30 @@ fn declare_inputs<'v>(
     let mut declared = Vec::new();
     for (name, InputValue { dtype, dims, image }) in dict {
         let shape: Shape = dims.into_iter().collect();
-        let data = session.builder.input(&name, Role::Data, Type::new(dtype, shape.clone()));
+        let data = session.data(&name, Type::new(dtype, shape.clone()));
         let seen = if image { data.transpose(&[0, 2, 3, 1]) } else { data };
         let seen = heap.alloc(TensorValue::new(seen, shared));
         declared.push((Input { name, dtype, shape, value: data.value() }, seen));
     }
     Ok(declared)
+}
+
+/// Refuses inputs that the `model` function does not take, and the reverse.
+fn check_inputs(model: Value<'_>, inputs: &[(Input, Value<'_>)], file: &str) -> Result<(), ModelError> {
+    let parameters = defaults(model).unwrap_or_default();
+    let names: Vec<&str> = inputs.iter().map(|(input, _)| input.name.as_str()).collect();
+    let takes_any = matches!(
+        model.documentation(),
+        DocItem::Member(DocMember::Function(doc)) if doc.params.kwargs.is_some()
+    );
+    let missing = parameters.iter().find(|(name, default)| default.is_none() && !names.contains(&name.as_str()));
+    let surplus = names.iter().find(|name| !takes_any && !parameters.iter().any(|(taken, _)| taken == *name));
+    let message = match (missing, surplus) {
+        (Some((name, _)), _) => format!("{file}: `model` takes `{name}`, which is neither an input nor has a default"),
+        (None, Some(name)) => format!("{file}: `inputs` has `{name}`, which `model` does not take"),
+        (None, None) => return Ok(()),
+    };
+    Err(ModelError::new(message).note(format!("the inputs are {}", names.join(", "))))
 }
 
 /// The named results of the `model` function; a single tensor is `logits`.
@@ -459,7 +496,8 @@ fn outputs_of(value: Value<'_>) -> Result<Vec<(String, tenon_graph::graph::Value
     }
     let form = || format!("`model` returns a tensor or a dict of named tensors, not {}", value.to_repr());
     let dict = DictRef::from_value(value).ok_or_else(form)?;
-    let pair = |(k, v): (Value<'_>, Value<'_>)| Some((k.unpack_str()?.to_string(), v.downcast_ref::<TensorValue>()?.value));
+    let pair =
+        |(k, v): (Value<'_>, Value<'_>)| Some((k.unpack_str()?.to_string(), v.downcast_ref::<TensorValue>()?.value));
     let outputs: Vec<_> = dict.iter().map(pair).collect::<Option<_>>().ok_or_else(form)?;
     if outputs.is_empty() { Err(form()) } else { Ok(outputs) }
 }

@@ -1,12 +1,17 @@
 //! What is said when an architecture cannot be built, read or written.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use tenon_graph::diagnostic::{Diagnostic, Site};
 
 /// An error: what, where, both sides, what to try.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct ModelError {
+pub struct ModelError(Box<Report>);
+
+/// The parts of an error.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Report {
     /// What is wrong, one line.
     pub message: String,
     /// Where; line 0 where there is no place in a file.
@@ -22,7 +27,7 @@ pub struct ModelError {
 impl ModelError {
     /// An error without a place.
     pub fn new(message: impl Into<String>) -> ModelError {
-        ModelError { message: message.into(), ..ModelError::default() }
+        ModelError(Box::new(Report { message: message.into(), ..Report::default() }))
     }
 
     /// This error with one more fact.
@@ -43,16 +48,29 @@ impl ModelError {
     }
 }
 
+impl Deref for ModelError {
+    type Target = Report;
+    fn deref(&self) -> &Report {
+        &self.0
+    }
+}
+
+impl DerefMut for ModelError {
+    fn deref_mut(&mut self) -> &mut Report {
+        &mut self.0
+    }
+}
+
 impl From<Diagnostic> for ModelError {
     fn from(diagnostic: Diagnostic) -> ModelError {
         let Diagnostic { message, site, notes, help } = diagnostic;
-        ModelError { message, site, excerpt: None, notes, help }
+        ModelError(Box::new(Report { message, site, excerpt: None, notes, help }))
     }
 }
 
 impl fmt::Display for ModelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ModelError { message, site, excerpt, notes, help } = self;
+        let Report { message, site, excerpt, notes, help } = &**self;
         write!(f, "{message}")?;
         if site.line > 0 {
             write!(f, "\n  --> {site}")?;

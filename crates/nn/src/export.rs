@@ -84,9 +84,10 @@ pub fn open(dir: &Path) -> Result<Model, ModelError> {
     }
     let path = dir.join("config.json");
     let config = read_json(&path)?;
-    let kind = config.get("model_type").and_then(Json::as_str).ok_or_else(|| {
-        ModelError::new(format!("{}: `model_type` is missing", path.display()))
-    })?;
+    let kind = config
+        .get("model_type")
+        .and_then(Json::as_str)
+        .ok_or_else(|| ModelError::new(format!("{}: `model_type` is missing", path.display())))?;
     let mut known = Vec::new();
     for (name, _) in BUILT_IN {
         let architecture = Architecture::load(&ArchitectureSource::Named(name.to_string()))?;
@@ -233,6 +234,6 @@ impl View for Stored<'_> {
     }
 
     fn data_len(&self) -> usize {
-        self.values.len() * size_of::<f32>()
+        size_of_val(self.values)
     }
 }

@@ -198,7 +198,8 @@ pub fn cross_entropy(logits: &NamedTensor, labels: &NamedTensor) -> Option<f64> 
 
 impl From<BackendError> for ModelError {
     fn from(error: BackendError) -> ModelError {
-        let site = error.site.unwrap_or_default();
-        ModelError { site, ..ModelError::new(error.message) }
+        let mut failure = ModelError::new(error.message);
+        failure.site = error.site.unwrap_or_default();
+        failure
     }
 }

@@ -1,27 +1,21 @@
-//! What a function of the architecture language is, and how a call reaches it.
+//! What a function of the architecture language is, and the arguments that a call of one has.
 
 use std::fmt;
 use std::sync::LazyLock;
 
-use allocative::Allocative;
-use starlark::any::ProvidesStaticType;
-use starlark::eval::{Arguments, Evaluator};
 use starlark::values::list::ListRef;
 use starlark::values::tuple::TupleRef;
-use starlark::values::{
-    AllocFrozenValue, FrozenHeap, FrozenValue, Heap, NoSerialize, StarlarkValue, Value,
-    ValueLike, starlark_value,
-};
+use starlark::values::{Value, ValueLike};
 use tenon_graph::dim::Dim;
 use tenon_graph::elementwise::{Binary, Unary};
 use tenon_graph::graph;
 use tenon_graph::tensor::Tensor;
 
-use crate::error::{ModelError, suggest};
+use crate::error::ModelError;
 use crate::functions;
 use crate::init::Initialiser;
 use crate::operators;
-use crate::session::{Session, Shared};
+use crate::session::Session;
 use crate::value::{InitialiserValue, InputValue, SizeValue, TensorValue, integer};
 
 /// A function of the architecture language.
@@ -71,30 +65,12 @@ impl From<Vec<Tensor<'_>>> for Output {
     }
 }
 
-impl Output {
-    fn alloc<'v>(self, heap: Heap<'v>, shared: &Shared) -> Value<'v> {
-        let tensor = |value| {
-            let session = shared.lock();
-            let tensor = TensorValue::new(session.builder.tensor(value), shared);
-            drop(session);
-            heap.alloc(tensor)
-        };
-        match self {
-            Output::Tensor(value) => tensor(value),
-            Output::Tensors(values) => heap.alloc(values.into_iter().map(tensor).collect::<Vec<_>>()),
-            Output::Number(x) => heap.alloc(x),
-            Output::Initialiser(init) => heap.alloc_simple(InitialiserValue(init)),
-            Output::Input(input) => heap.alloc_simple(input),
-        }
-    }
-}
-
 /// A parameter of a function: its name and the default, a literal.
-struct Formal {
-    name: &'static str,
-    default: Option<Argument>,
+pub(crate) struct Formal {
+    pub name: &'static str,
+    pub default: Option<Argument>,
     /// Whether it takes all positional arguments that are left.
-    rest: bool,
+    pub rest: bool,
 }
 
 /// What was given for a parameter.
@@ -114,7 +90,7 @@ pub(crate) enum Argument {
 }
 
 impl Argument {
-    fn new(value: Value<'_>) -> Argument {
+    pub fn new(value: Value<'_>) -> Argument {
         let list = |items: &[Value<'_>]| Argument::List(items.iter().map(|i| Argument::new(*i)).collect());
         if value.is_none() {
             Argument::None
@@ -175,7 +151,7 @@ impl Argument {
 }
 
 impl Function {
-    fn formals(&self) -> Vec<Formal> {
+    pub(crate) fn formals(&self) -> Vec<Formal> {
         let parameters = self.signature.split(", ").filter(|p| !p.is_empty());
         parameters
             .map(|parameter| match parameter.split_once(" = ") {
@@ -192,8 +168,8 @@ impl Function {
 /// A call of a function: its arguments, by parameter name, and the model under construction.
 pub(crate) struct Call<'c> {
     pub session: &'c Session,
-    function: &'c Function,
-    arguments: Vec<(&'static str, Argument)>,
+    pub function: &'c Function,
+    pub arguments: Vec<(&'static str, Argument)>,
 }
 
 impl<'c> Call<'c> {
@@ -364,212 +340,7 @@ pub(crate) fn dim(argument: &Argument) -> Option<Dim> {
     }
 }
 
-/// A function as Starlark sees it.
-#[derive(ProvidesStaticType, NoSerialize, Allocative)]
-pub(crate) struct FunctionValue(#[allocative(skip)] pub &'static Function);
-
-impl fmt::Display for FunctionValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.name)
-    }
-}
-
-impl fmt::Debug for FunctionValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.name)
-    }
-}
-
-impl AllocFrozenValue for FunctionValue {
-    fn alloc_frozen_value(self, heap: &FrozenHeap) -> FrozenValue {
-        heap.alloc_simple(self)
-    }
-}
-
-#[starlark_value(type = "function")]
-impl<'v> StarlarkValue<'v> for FunctionValue {
-    fn invoke(
-        &self,
-        _me: Value<'v>,
-        given: &Arguments<'v, '_>,
-        eval: &mut Evaluator<'v, '_, '_>,
-    ) -> starlark::Result<Value<'v>> {
-        let shared = shared(eval)?;
-        let result = match self.0.body {
-            Body::Scope => return scope(given, eval, &shared),
-            _ => build(self.0, given, eval, &shared),
-        };
-        match result {
-            Ok(output) => Ok(output.alloc(eval.heap(), &shared)),
-            Err(error) => Err(starlark::Error::new_other(error)),
-        }
-    }
-}
-
-/// The session that an evaluator runs in.
-fn shared(eval: &Evaluator<'_, '_, '_>) -> starlark::Result<Shared> {
-    let found = eval.extra.and_then(|extra| extra.downcast_ref::<Shared>());
-    found.cloned().ok_or_else(|| starlark::Error::new_other(ModelError::new("no model is being built")))
-}
-
-fn build<'v>(
-    function: &'static Function,
-    given: &Arguments<'v, '_>,
-    eval: &mut Evaluator<'v, '_, '_>,
-    shared: &Shared,
-) -> Result<Output, ModelError> {
-    let arguments = bind(function, given, eval.heap())?;
-    let session = shared.lock();
-    session.set_site(eval.call_stack_top_location().as_ref());
-    let call = Call { session: &session, function, arguments };
-    let result = match function.body {
-        Body::Build(body) => body(&call),
-        Body::Unary(op) => functions::elementwise::unary(&call, op),
-        Body::Binary(op) => functions::elementwise::binary(&call, op),
-        Body::Scope => unreachable!("scopes call back into the program"),
-    };
-    match session.builder.take_errors().into_iter().next() {
-        None => result,
-        Some(error) => Err(label_operands(&call, error.into())),
-    }
-}
-
-/// Says which parameter each operand of a failed call stood for, if the operands are the tensors of the call.
-fn label_operands(call: &Call<'_>, mut error: ModelError) -> ModelError {
-    let tensors: Vec<&str> =
-        call.arguments.iter().filter(|(_, a)| matches!(a, Argument::Tensor(_))).map(|(name, _)| *name).collect();
-    if tensors.len() == error.notes.len() && tensors.len() > 1 {
-        for (name, note) in tensors.iter().zip(&mut error.notes) {
-            *note = format!("{name} {note}");
-        }
-    }
-    error
-}
-
-/// The arguments by parameter name.
-fn bind<'v>(
-    function: &'static Function,
-    given: &Arguments<'v, '_>,
-    heap: Heap<'v>,
-) -> Result<Vec<(&'static str, Argument)>, ModelError> {
-    let name = function.name;
-    let unpack = |e: starlark::Error| ModelError::new(format!("{name}: {}", e.without_diagnostic()));
-    let usage = || format!("{name}({})", function.signature);
-    let mut positional = given.positions(heap).map_err(unpack)?;
-    let mut named = given.names_map().map_err(unpack)?;
-    let formals = function.formals();
-    let mut bound = Vec::with_capacity(formals.len());
-    for formal in &formals {
-        let by_name = named.shift_remove(formal.name);
-        let argument = if formal.rest {
-            Argument::List(positional.by_ref().map(Argument::new).collect())
-        } else {
-            match (positional.next(), by_name, &formal.default) {
-                (Some(_), Some(_), _) => {
-                    return Err(ModelError::new(format!("{name}: `{}` is given twice", formal.name)).help(usage()));
-                }
-                (Some(value), None, _) | (None, Some(value), _) => Argument::new(value),
-                (None, None, Some(default)) => default.clone(),
-                (None, None, None) => {
-                    return Err(ModelError::new(format!("{name}: `{}` is missing", formal.name)).help(usage()));
-                }
-            }
-        };
-        bound.push((formal.name, argument));
-    }
-    if let Some(extra) = named.keys().next() {
-        let extra = extra.as_str();
-        let close = suggest(extra, formals.iter().map(|f| f.name));
-        return Err(ModelError::new(format!("{name}: has no parameter `{extra}`: {close}")).help(usage()));
-    }
-    if positional.next().is_some() {
-        let message = format!("{name}: takes at most {} positional arguments", formals.len());
-        return Err(ModelError::new(message).help(usage()));
-    }
-    Ok(bound)
-}
-
-/// `scope(name, function, *args, **kwargs)`.
-fn scope<'v>(
-    given: &Arguments<'v, '_>,
-    eval: &mut Evaluator<'v, '_, '_>,
-    shared: &Shared,
-) -> starlark::Result<Value<'v>> {
-    let positional: Vec<Value<'v>> = given.positions(eval.heap())?.collect();
-    let named = given.names_map()?;
-    let [name, function, rest @ ..] = positional.as_slice() else {
-        let error = ModelError::new("scope: takes a name and a function").help("scope(\"mlp\", mlp, x)");
-        return Err(starlark::Error::new_other(error));
-    };
-    let Some(name) = name.unpack_str() else {
-        let error = ModelError::new(format!("scope: the name is a string, not {}", name.to_repr()));
-        return Err(starlark::Error::new_other(error));
-    };
-    let named: Vec<(&str, Value<'v>)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-    shared.lock().scopes.push(name.to_string());
-    let result = eval.eval_function(*function, rest, &named)?;
-    // After an error the scopes stay as they are: they say where it happened.
-    shared.lock().scopes.pop();
-    Ok(result)
-}
-
-/// An operator that a program calls by name.
-#[derive(ProvidesStaticType, NoSerialize, Allocative)]
-pub(crate) struct OperatorValue(pub &'static str);
-
-impl fmt::Display for OperatorValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "operator {}", self.0)
-    }
-}
-
-impl fmt::Debug for OperatorValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl AllocFrozenValue for OperatorValue {
-    fn alloc_frozen_value(self, heap: &FrozenHeap) -> FrozenValue {
-        heap.alloc_simple(self)
-    }
-}
-
-#[starlark_value(type = "function")]
-impl<'v> StarlarkValue<'v> for OperatorValue {
-    fn invoke(
-        &self,
-        _me: Value<'v>,
-        given: &Arguments<'v, '_>,
-        eval: &mut Evaluator<'v, '_, '_>,
-    ) -> starlark::Result<Value<'v>> {
-        let heap = eval.heap();
-        let [left, right] = given.positional(heap)?;
-        let (a, b) = (operators::Side::new(left), operators::Side::new(right));
-        let is_tensor = |side: &operators::Side| matches!(side, operators::Side::Tensor(_));
-        let formats = self.0 == "%" && left.unpack_str().is_some();
-        if formats || !(is_tensor(&a) || is_tensor(&b)) {
-            return operators::apply(self.0, left, right, heap);
-        }
-        let shared = shared(eval)?;
-        let session = shared.lock();
-        session.set_site(eval.call_stack_top_location().as_ref());
-        let built = operators::tensor_arithmetic(&session, self.0, a, b);
-        let error = session.builder.take_errors().into_iter().next().map(ModelError::from);
-        match (error, built) {
-            (Some(mut error), _) | (None, Err(mut error)) => {
-                if let [left, right] = error.notes.as_mut_slice() {
-                    *left = format!("left {left}");
-                    *right = format!("right {right}");
-                }
-                Err(starlark::Error::new_other(error))
-            }
-            (None, Ok(tensor)) => Ok(heap.alloc(TensorValue::new(tensor, &shared))),
-        }
-    }
-}
-
-/// Every function, in the order of the reference pages, grouped in sections with a title each.
+/// Functions that belong together: a title, what holds for all of them, and they.
 pub(crate) type Section = (&'static str, &'static str, Vec<Function>);
 
 /// The registry: sections of functions, in the order of the reference pages.

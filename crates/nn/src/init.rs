@@ -97,7 +97,7 @@ impl Initialiser {
         match self {
             _ if !numbers => Err(format!("{self} is no distribution")),
             Initialiser::Scaled { .. } if shape.len() < 2 => {
-                Err(format!("{self} counts connections, and {shape:?} is no weight [out, in, ..]"))
+                Err(format!("its initialiser counts connections ({self}), and {shape:?} is no weight [out, in, ..]"))
             }
             _ => Ok(()),
         }
@@ -131,7 +131,16 @@ impl fmt::Display for Initialiser {
             Initialiser::TruncatedNormal { std } => write!(f, "truncated_normal({std:?})"),
             Initialiser::Uniform { low, high } => write!(f, "uniform({low:?}, {high:?})"),
             Initialiser::Scaled { fan, gain, distribution } => {
-                write!(f, "scaled({fan:?}, {gain:?}, {distribution:?})")
+                let fan = match fan {
+                    Fan::In => "inputs",
+                    Fan::Out => "outputs",
+                    Fan::Average => "mean of inputs and outputs",
+                };
+                let shape = match distribution {
+                    Distribution::Normal => "normal",
+                    Distribution::Uniform => "uniform",
+                };
+                write!(f, "{shape} of standard deviation {gain:.4} / sqrt({fan})")
             }
         }
     }
@@ -147,7 +156,10 @@ pub fn initialise(parameter: &Parameter, seed: u64) -> Vec<f32> {
     values
 }
 
-/// Like [`initialise`], into a buffer of as many elements as the parameter has.
+/// Like [`initialise`], into a buffer.
+///
+/// # Panics
+/// If the buffer has not as many elements as the parameter.
 pub fn initialise_into(parameter: &Parameter, seed: u64, values: &mut [f32]) {
     assert_eq!(values.len(), parameter.elements(), "{}", parameter.name);
     let key = stream_key(seed, &parameter.name);
@@ -213,7 +225,7 @@ fn inverse_normal(p: f64) -> f64 {
         -3.969683028665376e+01,
         2.209460984245205e+02,
         -2.759285104469687e+02,
-        1.383577518672690e+02,
+        1.38357751867269e+02,
         -3.066479806614716e+01,
         2.506628277459239e+00,
     ];

@@ -2,9 +2,10 @@
 //! the ecosystem's names.
 //!
 //! It builds graphs and never runs one; it knows no optimizer, no data set and no machine. Start reading at
-//! [`architecture`], then [`function`] and [`functions`].
+//! [`architecture`], then [`function`].
 
 pub mod architecture;
+mod callable;
 pub mod checkpoint;
 mod error;
 mod export;
@@ -22,7 +23,7 @@ mod value;
 mod weights;
 
 pub use architecture::{Architecture, ArchitectureSource};
-pub use error::ModelError;
+pub use error::{ModelError, Report};
 pub use export::{export, open};
 pub use hyper::HyperValue;
 pub use init::{initialise, initialise_into};

@@ -60,6 +60,26 @@ pub(crate) fn tensor_arithmetic<'g>(
         Side::Tensor(value) => Some(builder.tensor(value).dtype()),
         _ => None,
     });
+    let elementwise = match symbol {
+        "+" | "-" | "*" | "/" => None,
+        "//" => Some("floor(a / b)"),
+        "%" => Some("a - floor(a / b) * b"),
+        "==" => Some("equal(a, b)"),
+        "!=" => Some("logical_not(equal(a, b))"),
+        "<" => Some("less(a, b)"),
+        "<=" => Some("less_equal(a, b)"),
+        ">" => Some("less(b, a)"),
+        _ => Some("less_equal(b, a)"),
+    };
+    if let Some(function) = elementwise {
+        let mut error = ModelError::new(format!("`{symbol}` has no meaning for tensors"));
+        for side in [left, right] {
+            if let Side::Tensor(value) = side {
+                error = error.note(builder.tensor(value).describe());
+            }
+        }
+        return Err(error.help(format!("for the elements, write {function}; programs cannot branch on values")));
+    }
     let tensor = |side: Side| match side {
         Side::Tensor(value) => Ok(builder.tensor(value)),
         Side::Number(x) => {
@@ -74,24 +94,12 @@ pub(crate) fn tensor_arithmetic<'g>(
         Side::Other(kind) => Err(ModelError::new(format!("`{symbol}` of a tensor and a value of type {kind}"))),
     };
     let (a, b) = (tensor(left)?, tensor(right)?);
-    let function = match symbol {
-        "+" => return Ok(a + b),
-        "-" => return Ok(a - b),
-        "*" => return Ok(a * b),
-        "/" => return Ok(a / b),
-        "//" => "floor(a / b)",
-        "%" => "a - floor(a / b) * b",
-        "==" => "equal(a, b)",
-        "!=" => "logical_not(equal(a, b))",
-        "<" => "less(a, b)",
-        "<=" => "less_equal(a, b)",
-        ">" => "less(b, a)",
-        _ => "less_equal(b, a)",
-    };
-    Err(ModelError::new(format!("`{symbol}` has no meaning for tensors"))
-        .note(a.describe())
-        .note(b.describe())
-        .help(format!("for the elements, write {function}; programs cannot branch on values")))
+    Ok(match symbol {
+        "+" => a + b,
+        "-" => a - b,
+        "*" => a * b,
+        _ => a / b,
+    })
 }
 
 /// `left symbol right` where at least one side is symbolic.
@@ -161,9 +169,9 @@ pub(crate) fn apply<'v>(
 fn check_length(symbol: &str, left: Value<'_>, right: Value<'_>) -> Result<(), ModelError> {
     let length = |v: Value<'_>| match v.unpack_str() {
         Some(text) => Some(text.len()),
-        None => ListRef::from_value(v)
-            .map(|list| list.len())
-            .or_else(|| TupleRef::from_value(v).map(|tuple| tuple.len())),
+        None => {
+            ListRef::from_value(v).map(|list| list.len()).or_else(|| TupleRef::from_value(v).map(|tuple| tuple.len()))
+        }
     };
     let times = |v: Value<'_>| integer(v).map(|n| n.max(0) as usize);
     let total = match (length(left), length(right)) {

@@ -9,7 +9,7 @@ use starlark::codemap::FileSpan;
 use tenon_graph::diagnostic::Site;
 use tenon_graph::dim::Dim;
 use tenon_graph::graph::Value;
-use tenon_graph::op::Role;
+use tenon_graph::op::{Op, Role, Source};
 use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Type};
 
@@ -110,16 +110,18 @@ impl Session {
         init.check(&shape).map_err(|error| ModelError::new(format!("{what} `{name}`: {error}")))?;
         let mut declared = self.declared.borrow_mut();
         if let Some(first) = declared.names.get(&name) {
-            return Err(ModelError::new(format!("`{name}` is declared twice"))
-                .note(format!("first at {first}"))
-                .help("give it another name or its own scope; to share weights, use the tensor of the first declaration"));
+            return Err(ModelError::new(format!("`{name}` is declared twice")).note(format!("first at {first}")).help(
+                "give it another name or its own scope; to share weights, use the tensor of the first declaration",
+            ));
         }
         if declared.names.len() >= MAX_PARAMETERS {
             return Err(ModelError::new(format!("the model has more than {MAX_PARAMETERS} parameters"))
                 .help("a loop in the architecture may run far too often"));
         }
         let site = self.here();
-        let tensor = self.builder.input(&name, role, Type::new(DType::F32, shape.as_slice()));
+        let ty = Type::new(DType::F32, shape.as_slice());
+        // The builder's own look-up of the name would search the graph for every parameter.
+        let tensor = self.builder.add(Op::Source(Source::Input { name: name.as_str().into(), role, ty }), &[], 1)[0];
         declared.names.insert(name.clone(), site.clone());
         let parameter = Parameter { name, shape, init, trainable, site, value: tensor.value() };
         match role {
@@ -129,12 +131,21 @@ impl Session {
         Ok(tensor)
     }
 
+    /// Makes a named input of the model.
+    pub fn data(&self, name: &str, ty: Type) -> Tensor<'_> {
+        self.declared.borrow_mut().names.insert(name.to_string(), self.here());
+        self.builder.input(name, Role::Data, ty)
+    }
+
     /// The control input with this name, made at its first use.
     pub fn control(&self, name: &str, ty: Type) -> Tensor<'_> {
         let existing = self.builder.graph().input(name);
         match existing {
             Some(value) => self.builder.tensor(value),
-            None => self.builder.input(name, Role::Control, ty),
+            None => {
+                self.declared.borrow_mut().names.insert(name.to_string(), self.here());
+                self.builder.input(name, Role::Control, ty)
+            }
         }
     }
 

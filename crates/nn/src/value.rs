@@ -7,9 +7,7 @@ use allocative::Allocative;
 use starlark::any::ProvidesStaticType;
 use starlark::collections::StarlarkHasher;
 use starlark::values::tuple::AllocTuple;
-use starlark::values::{
-    AllocValue, Heap, NoSerialize, StarlarkValue, UnpackValue, Value, ValueLike, starlark_value,
-};
+use starlark::values::{AllocValue, Heap, NoSerialize, StarlarkValue, UnpackValue, Value, ValueLike, starlark_value};
 use tenon_graph::dim::Dim;
 use tenon_graph::graph;
 use tenon_graph::tensor::Tensor;
@@ -229,7 +227,8 @@ impl<'v> StarlarkValue<'v> for SizeValue {
         match unpack_size(other) {
             Some(other) if other == self.0 => Ok(Ordering::Equal),
             _ => {
-                let message = format!("{self} and {} have no order before {self} is bound to a number", other.to_repr());
+                let message =
+                    format!("{self} and {} have no order before {self} is bound to a number", other.to_repr());
                 Err(starlark::Error::new_other(ModelError::new(message)))
             }
         }

@@ -93,7 +93,9 @@ fn check_tied(checkpoint: &Checkpoint, model: &Model, values: &[Vec<f32>]) -> Re
             && checkpoint.read(tied, place)? != values[index]
         {
             let message = format!("{}: {tied} is not equal to {own}, to which the model ties it", place.file.display());
-            return Err(ModelError::new(message).help("this checkpoint needs an architecture with an output head of its own"));
+            return Err(
+                ModelError::new(message).help("this checkpoint needs an architecture with an output head of its own")
+            );
         }
     }
     Ok(())
@@ -186,7 +188,8 @@ impl Checkpoint {
     /// Adds the tensors of a file, whose header is checked against its length.
     fn add(&mut self, path: &Path) -> Result<(), ModelError> {
         let failed = |e: std::io::Error| ModelError::io("cannot read the weights", path, &e);
-        let damaged = |why: String| ModelError::new(format!("{} is damaged or no safetensors file: {why}", path.display()));
+        let damaged =
+            |why: String| ModelError::new(format!("{} is damaged or no safetensors file: {why}", path.display()));
         let mut file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut prefix = [0; 8];
@@ -202,7 +205,8 @@ impl Checkpoint {
         file.read_exact(&mut text).map_err(failed)?;
         let metadata: Metadata = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
         let data = 8 + header;
-        for (name, info) in metadata.tensors() {
+        for name in metadata.offset_keys() {
+            let Some(info) = metadata.info(&name) else { continue };
             let (start, end) = info.data_offsets;
             let elements = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
             let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
@@ -211,7 +215,10 @@ impl Checkpoint {
                 && end as u64 <= length - data;
             if !fits {
                 let shape = &info.shape;
-                return Err(damaged(format!("{name} {shape:?} is said to lie at bytes {start} to {end} of {}", length - data)));
+                return Err(damaged(format!(
+                    "{name} {shape:?} is said to lie at bytes {start} to {end} of {}",
+                    length - data
+                )));
             }
             let place = Place { file: path.to_path_buf(), data, info: info.clone() };
             if self.tensors.insert(name.clone(), place).is_some() {

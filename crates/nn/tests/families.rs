@@ -26,3 +26,34 @@ fn presets_have_the_published_parameter_counts() {
         assert_eq!(model.preset.as_deref(), Some(name));
     }
 }
+
+#[test]
+fn gpt2_has_its_inputs_outputs_and_controls() {
+    let set = [("layers", HyperValue::Int(2)), ("vocab", HyperValue::Int(100))];
+    let model = load("gpt2-medium", &set);
+    let outputs: Vec<String> = model.outputs.iter().map(|(n, v)| format!("{n} {}", model.graph.ty(*v))).collect();
+    assert_eq!(outputs, ["logits f32[b, t, 100]", "last_hidden_state f32[b, t, 1024]"]);
+    assert_eq!(model.inputs[0].name, "input_ids");
+    assert_eq!(model.hyperparameter("heads"), Some(&HyperValue::Int(16)));
+    assert_eq!(model.set, ["layers", "vocab"]);
+    let count = |op: &str| model.graph.nodes().filter(|n| model.graph.node(*n).op.name() == op).count();
+    assert_eq!((count("dropout"), count("attention")), (5, 2));
+    assert!(model.graph.input("random_key").is_some() && model.graph.input("position_offset").is_some());
+    let still = load("gpt2", &[("layers", HyperValue::Int(1)), ("rate", HyperValue::Int(0))]);
+    assert!(still.graph.input("random_key").is_none());
+}
+
+#[test]
+fn mlp_takes_images_or_features() {
+    let images =
+        load("mlp", &[("channels", HyperValue::Int(3)), ("height", HyperValue::Int(4)), ("width", HyperValue::Int(5))]);
+    assert_eq!(images.inputs[0].name, "pixel_values");
+    assert_eq!(images.inputs[0].shape.to_string(), "[b, 3, 4, 5]");
+    assert_eq!(images.parameters[0].shape, [128, 60]);
+    let hidden = HyperValue::List(vec![HyperValue::Int(7), HyperValue::Int(6)]);
+    let features = load("mlp", &[("features", HyperValue::Int(20)), ("hidden", hidden), ("activation", "silu".into())]);
+    assert_eq!(features.inputs[0].name, "input_features");
+    let shapes: Vec<_> = features.parameters.iter().map(|p| (p.name.as_str(), p.shape.clone())).collect();
+    assert_eq!(shapes[4], ("fc3.weight", vec![10, 6]));
+    assert_eq!(features.parameter_count(), 20 * 7 + 7 + 7 * 6 + 6 + 6 * 10 + 10);
+}

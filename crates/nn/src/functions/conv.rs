@@ -39,21 +39,31 @@ pub(super) fn functions() -> Vec<Function> {
             "mean_pool(image, 3, stride = 2, padding = 1, count_padding = False)",
             |call| pool(call, if call.flag("count_padding")? { PoolOp::Mean } else { PoolOp::MeanValid }),
         ),
-        function("global_mean_pool", "x", "The mean over all places: `[b, channels]`.", "global_mean_pool(image)", |call| {
-            global(call, |x, axes| x.mean(axes))
-        }),
-        function("global_max_pool", "x", "The maximum over all places: `[b, channels]`.", "global_max_pool(image)", |call| {
-            global(call, |x, axes| x.max_over(axes))
-        }),
+        function(
+            "global_mean_pool",
+            "x",
+            "The mean over all places: `[b, channels]`.",
+            "global_mean_pool(image)",
+            |call| global(call, |x, axes| x.mean(axes)),
+        ),
+        function(
+            "global_max_pool",
+            "x",
+            "The maximum over all places: `[b, channels]`.",
+            "global_max_pool(image)",
+            |call| global(call, |x, axes| x.max_over(axes)),
+        ),
     ]
 }
 
 /// The number of spatial axes of `x` and their sizes.
 fn spatial(call: &Call<'_>, x: Tensor<'_>) -> Result<Vec<usize>, ModelError> {
     let shape = x.shape();
-    let sizes = (3..=5).contains(&shape.rank()).then(|| shape[1..shape.rank() - 1].iter().map(|d| d.as_const()).collect());
+    let sizes =
+        (3..=5).contains(&shape.rank()).then(|| shape[1..shape.rank() - 1].iter().map(|d| d.as_const()).collect());
     let fail = || {
-        let message = format!("takes [b, height, width, channels] (or one or three spatial axes) of known sizes, not {shape}");
+        let message =
+            format!("takes [b, height, width, channels] (or one or three spatial axes) of known sizes, not {shape}");
         call.error(message).note(x.describe())
     };
     sizes.flatten().ok_or_else(fail)
@@ -107,7 +117,13 @@ fn windows(call: &Call<'_>, sizes: &[usize], stride: &[usize], dilation: &[usize
         Argument::Int(_) | Argument::List(_) => each(call, "padding", n)?.into_iter().map(|p| (p, p)).collect(),
         _ => return Err(call.error("`padding` is a whole number, a list, \"same\" or \"same-tf\"")),
     };
-    let make = |i: usize| Window { size: window[i], stride: stride[i], dilation: dilation[i], low: pairs[i].0, high: pairs[i].1 };
+    let make = |i: usize| Window {
+        size: window[i],
+        stride: stride[i],
+        dilation: dilation[i],
+        low: pairs[i].0,
+        high: pairs[i].1,
+    };
     Ok((0..n).map(make).collect())
 }
 

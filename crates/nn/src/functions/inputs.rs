@@ -14,20 +14,12 @@ hyperparameters that returns one. A size is a whole number, or a name of up to e
 
 pub(super) fn functions() -> Vec<Function> {
     vec![
-        function(
-            "tokens",
-            "*dims",
-            "Token numbers, `i32[dims]`.",
-            "tokens(\"b\", \"t\")",
-            |call| input(call, DType::I32, call.argument("dims"), false),
-        ),
-        function(
-            "features",
-            "*dims",
-            "Real-valued features, `f32[dims]`.",
-            "features(\"b\", 784)",
-            |call| input(call, DType::F32, call.argument("dims"), false),
-        ),
+        function("tokens", "*dims", "Token numbers, `i32[dims]`.", "tokens(\"b\", \"t\")", |call| {
+            input(call, DType::I32, call.argument("dims"), false)
+        }),
+        function("features", "*dims", "Real-valued features, `f32[dims]`.", "features(\"b\", 784)", |call| {
+            input(call, DType::F32, call.argument("dims"), false)
+        }),
         function(
             "images",
             "batch, channels, height, width",
@@ -63,7 +55,8 @@ fn input(call: &Call<'_>, dtype: DType, dims: &Argument, image: bool) -> Outcome
     let Argument::List(dims) = dims else { unreachable!("collected by the call") };
     let size = |argument: &Argument| match argument {
         Argument::Text(name) => Symbol::new(name).map(Dim::symbol).ok_or_else(|| {
-            call.error(format!("`{name}` names no size")).help("a size's name is a letter and up to seven letters or digits")
+            call.error(format!("`{name}` names no size"))
+                .help("a size's name is a letter and up to seven letters or digits")
         }),
         other => dim(other).ok_or_else(|| call.error("a size is a whole number or a name such as \"b\"")),
     };

@@ -124,14 +124,21 @@ fn matmul(call: &Call<'_>) -> Outcome {
 fn explain(left: Tensor<'_>, ka: Dim, right: Tensor<'_>, kb: Dim, swap_b: bool) -> String {
     let graph = left.builder().graph();
     let node = graph.producer(right.value());
-    if right.rank() == 2 && right.shape()[if swap_b { 0 } else { 1 }] == ka {
-        return format!("{} transpose_b: its other size is {ka}", if swap_b { "without" } else { "with" });
-    }
+    let swapped = right.rank() == 2 && right.shape()[if swap_b { 0 } else { 1 }] == ka;
+    let other = if swap_b { "without transpose_b" } else { "with transpose_b" };
     match &graph.node(node).op {
         Op::Source(Source::Input { name, role: Role::Parameter, .. }) => {
-            format!("{name} was declared with {kb} rows at {}; the left operand has {ka} features here", graph.site(node))
+            let rows = if swap_b { "columns" } else { "rows" };
+            let mut help =
+                format!("{name} was declared with {kb} {rows} at {}; the left operand has {ka}", graph.site(node));
+            if swapped {
+                help += &format!(", which would fit {other}");
+            }
+            help
         }
-        _ => "the last size of the left operand must be the first of the right (or its last, with transpose_b)".to_string(),
+        _ if swapped => format!("the product {other}"),
+        _ => "the last size of the left operand must be the first of the right (or its last, with transpose_b)"
+            .to_string(),
     }
 }
 

@@ -91,7 +91,11 @@ fn scale<'c>(call: &Call<'c>, x: Tensor<'c>) -> Result<Tensor<'c>, ModelError> {
 
 fn shift<'c>(call: &Call<'c>, x: Tensor<'c>) -> Result<Tensor<'c>, ModelError> {
     let c = features(call, x)?;
-    if call.flag("bias")? { weight(call, "bias", &[c], ZEROS) } else { Ok(call.session.builder.full(0.0, DType::F32, [c])) }
+    if call.flag("bias")? {
+        weight(call, "bias", &[c], ZEROS)
+    } else {
+        Ok(call.session.builder.full(0.0, DType::F32, [c]))
+    }
 }
 
 fn normalise_batch(call: &Call<'_>) -> Outcome {

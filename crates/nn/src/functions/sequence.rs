@@ -34,7 +34,8 @@ pub(super) fn functions() -> Vec<Function> {
              neighbours if `interleaved`.",
             "rope(reshape(sequence, [sequence.shape[0], sequence.shape[1], 4, 4]), positions(ids))",
             |call| {
-                let attrs = Attrs::default().with("base", call.number("base")?).with("interleaved", call.flag("interleaved")?);
+                let attrs =
+                    Attrs::default().with("base", call.number("base")?).with("interleaved", call.flag("interleaved")?);
                 let operands = [call.tensor("x")?, call.tensor("positions")?];
                 Ok(call.session.builder.composite(&rope::ROPE, &operands, attrs)[0].into())
             },

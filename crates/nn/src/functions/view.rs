@@ -11,7 +11,7 @@ use crate::operators::Bound;
 
 pub(super) const INTRODUCTION: &str = "A tensor has `x.shape` (a tuple of sizes), `x.dtype` and `x.rank`. A size that is \
 open until a program is planned prints as its name and has `+`, `*`, `//` and `==`. `x[i]` and `x[a:b]` take elements of the \
-first axis.";
+first axis; Starlark has no `x[:, i]`, `@` or `**`: write `select`, `slice`, `matmul` and `pow`.";
 
 pub(super) fn functions() -> Vec<Function> {
     vec![
@@ -25,22 +25,16 @@ pub(super) fn functions() -> Vec<Function> {
                 Ok(x.reshape(infer_size(call, x, &dims)?).into())
             },
         ),
-        function(
-            "flatten",
-            "x, first = 1",
-            "All axes from `first` on as one.",
-            "flatten(image)",
-            |call| {
-                let (x, first) = (call.tensor("x")?, call.count("first")?);
-                let shape = x.shape();
-                if first > shape.rank() {
-                    return Err(call.error(format!("axis {first} of {shape}")));
-                }
-                let rest = shape[first..].iter().try_fold(Dim::ONE, |product, d| product.times(*d));
-                let rest = rest.ok_or_else(|| call.error(format!("{shape} has too many symbols")))?;
-                Ok(x.reshape(shape[..first].iter().copied().chain([rest]).collect::<Shape>()).into())
-            },
-        ),
+        function("flatten", "x, first = 1", "All axes from `first` on as one.", "flatten(image)", |call| {
+            let (x, first) = (call.tensor("x")?, call.count("first")?);
+            let shape = x.shape();
+            if first > shape.rank() {
+                return Err(call.error(format!("axis {first} of {shape}")));
+            }
+            let rest = shape[first..].iter().try_fold(Dim::ONE, |product, d| product.times(*d));
+            let rest = rest.ok_or_else(|| call.error(format!("{shape} has too many symbols")))?;
+            Ok(x.reshape(shape[..first].iter().copied().chain([rest]).collect::<Shape>()).into())
+        }),
         function(
             "transpose",
             "x, axes",
@@ -69,11 +63,17 @@ pub(super) fn functions() -> Vec<Function> {
             "concat([x, x], axis = 0)",
             |call| Ok(call.session.builder.concat(&call.tensors("tensors")?, call.axis("axis")?).into()),
         ),
-        function("stack", "tensors, axis = 0", "Equal shapes side by side along a new axis.", "stack([x, x])", |call| {
-            let axis = call.axis("axis")?;
-            let parts: Vec<_> = call.tensors("tensors")?.into_iter().map(|t| expand(t, axis)).collect();
-            Ok(call.session.builder.concat(&parts, axis).into())
-        }),
+        function(
+            "stack",
+            "tensors, axis = 0",
+            "Equal shapes side by side along a new axis.",
+            "stack([x, x])",
+            |call| {
+                let axis = call.axis("axis")?;
+                let parts: Vec<_> = call.tensors("tensors")?.into_iter().map(|t| expand(t, axis)).collect();
+                Ok(call.session.builder.concat(&parts, axis).into())
+            },
+        ),
         function(
             "expand_dims",
             "x, axis",
@@ -136,18 +136,12 @@ pub(super) fn functions() -> Vec<Function> {
             "select(sequence, 0, axis = 1)",
             |call| Ok(select(call.tensor("x")?, call.int("index")?, call.axis("axis")?)?.into()),
         ),
-        function(
-            "full",
-            "value, shape, dtype = \"f32\"",
-            "A constant tensor.",
-            "x + full(0.5, [16])",
-            |call| {
-                let dims = call.dims("shape")?.into_iter().collect::<Option<Shape>>();
-                let shape = dims.ok_or_else(|| call.error("-1 is no size"))?;
-                let dtype = super::inputs::dtype(call, "dtype")?;
-                Ok(call.session.builder.full(call.number("value")?, dtype, shape).into())
-            },
-        ),
+        function("full", "value, shape, dtype = \"f32\"", "A constant tensor.", "x + full(0.5, [16])", |call| {
+            let dims = call.dims("shape")?.into_iter().collect::<Option<Shape>>();
+            let shape = dims.ok_or_else(|| call.error("-1 is no size"))?;
+            let dtype = super::inputs::dtype(call, "dtype")?;
+            Ok(call.session.builder.full(call.number("value")?, dtype, shape).into())
+        }),
         function(
             "arange",
             "size, dtype = \"i32\"",
@@ -186,7 +180,8 @@ fn split(call: &Call<'_>) -> Outcome {
     }
     let Ok(at) = x.axis("split", axis) else { return Ok(x.into()) };
     let whole = x.shape()[at];
-    let sizes = call.dims("parts")?.into_iter().collect::<Option<Vec<Dim>>>().ok_or_else(|| call.error("-1 is no size"))?;
+    let sizes =
+        call.dims("parts")?.into_iter().collect::<Option<Vec<Dim>>>().ok_or_else(|| call.error("-1 is no size"))?;
     let ends = sizes.iter().scan(Dim::constant(0), |end, size| {
         *end = end.plus(*size)?;
         Some(*end)
