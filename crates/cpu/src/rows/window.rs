@@ -3,10 +3,11 @@
 use std::marker::PhantomData;
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tenon_graph::lower::access::Strided;
 use tenon_graph::types::{DType, MAX_RANK};
 
+use super::elementwise::round_to_bf16;
 use super::kernel::{Body, Kernel, Load, RandomBits, Store};
 
 /// Where elements lie in a buffer, in order: an offset and a loop nest of (size, stride), outermost first, in elements.
@@ -20,6 +21,11 @@ impl Window {
     /// The window of a strided view.
     pub fn new(strided: &Strided) -> Window {
         Window { offset: strided.offset, runs: strided.runs() }
+    }
+
+    /// Elements evenly spaced from the first of the buffer on.
+    pub fn spaced(size: usize, stride: usize) -> Window {
+        Window { offset: 0, runs: smallvec![(size, stride)] }
     }
 
     /// Whether all elements are one.
@@ -141,7 +147,7 @@ impl Element for u32 {
     }
 }
 
-/// The upper half of an `f32`.
+/// A bf16: the upper half of an `f32`.
 impl Element for u16 {
     #[inline(always)]
     fn widen(self) -> u32 {
@@ -149,7 +155,7 @@ impl Element for u16 {
     }
     #[inline(always)]
     fn narrow(lane: u32) -> u16 {
-        (lane >> 16) as u16
+        (round_to_bf16(f32::from_bits(lane)).to_bits() >> 16) as u16
     }
 }
 
@@ -274,19 +280,18 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// Calls `write` with the index of each of the elements `first..first + n`, in order.
-    pub fn indices(&self, first: usize, n: usize, mut write: impl FnMut(u32)) {
+    /// Calls `write` with each index and how often it follows itself, for the elements `first..first + n`, in order.
+    pub fn indices(&self, first: usize, n: usize, mut write: impl FnMut(u32, usize)) {
         self.window.pieces(first, n, |at, stride, n| {
-            if stride != 1 || self.divide != 1 {
-                for i in 0..n {
-                    write(((at + i * stride) / self.divide % self.modulo) as u32);
-                }
-                return;
-            }
-            let mut index = at % self.modulo;
-            for _ in 0..n {
-                write(index as u32);
-                index = if index + 1 == self.modulo { 0 } else { index + 1 };
+            let (mut at, mut left) = (at, n);
+            while left > 0 {
+                let same = match stride {
+                    0 => left,
+                    stride => (self.divide - at % self.divide).div_ceil(stride).min(left),
+                };
+                write((at / self.divide % self.modulo) as u32, same);
+                at += same * stride;
+                left -= same;
             }
         });
     }

@@ -13,9 +13,11 @@ use tenon_graph::lower::{Program, Step, Work, lower};
 use tenon_graph::op::{Op, ReduceOp, Source};
 use tenon_graph::types::DType;
 
-/// Every instruction set of this processor, each with one, two and three threads.
+/// Every instruction set of this processor, together with one, two and three threads.
 pub static CPUS: LazyLock<Vec<Cpu>> = LazyLock::new(|| {
-    let pairs = Isa::supported().into_iter().flat_map(|isa| [1, 2, 3].map(|threads| (isa, threads)));
+    let isas = Isa::supported();
+    let best = *isas.last().expect("the portable one at least");
+    let pairs = isas.iter().enumerate().map(|(i, isa)| (*isa, 1 + i % 3)).chain([1, 2, 3].map(|n| (best, n)));
     pairs.map(|(isa, threads)| Cpu::with_isa(threads, isa).expect("supported")).collect()
 });
 
