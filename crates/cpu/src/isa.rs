@@ -69,10 +69,7 @@ impl Isa {
 
     /// What this processor has, the least first.
     pub fn supported() -> Vec<Isa> {
-        Isa::ALL
-            .into_iter()
-            .filter(|isa| isa.is_supported())
-            .collect()
+        Isa::ALL.into_iter().filter(|isa| isa.is_supported()).collect()
     }
 
     /// The best instruction set of this processor, or the one that `TENON_ISA` names. Read once per process.
@@ -82,21 +79,14 @@ impl Isa {
     pub fn detect() -> Result<Isa, IsaError> {
         static DETECTED: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
         DETECTED
-            .get_or_init(|| {
-                Isa::choose(std::env::var_os(VARIABLE).map(|v| v.to_string_lossy().into_owned()))
-            })
+            .get_or_init(|| Isa::choose(std::env::var_os(VARIABLE).map(|v| v.to_string_lossy().into_owned())))
             .clone()
     }
 
     /// [`Isa::detect`] for a given value of the variable.
     fn choose(forced: Option<String>) -> Result<Isa, IsaError> {
         let supported = Isa::supported();
-        let names = |set: &[Isa]| {
-            set.iter()
-                .map(|isa| isa.name())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let names = |set: &[Isa]| set.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
         let Some(forced) = forced.filter(|v| !v.is_empty()) else {
             return Ok(supported.into_iter().next_back().unwrap_or(Isa::Portable));
         };
@@ -106,11 +96,7 @@ impl Isa {
                 names(&supported)
             )));
         };
-        isa.check().map_err(|e| {
-            IsaError(format!(
-                "{VARIABLE}={forced}: {e}. Unset {VARIABLE} to use the best"
-            ))
-        })?;
+        isa.check().map_err(|e| IsaError(format!("{VARIABLE}={forced}: {e}. Unset {VARIABLE} to use the best")))?;
         Ok(isa)
     }
 
@@ -120,11 +106,7 @@ impl Isa {
             return Ok(());
         }
         let names: Vec<_> = Isa::supported().into_iter().map(Isa::name).collect();
-        Err(IsaError(format!(
-            "this processor lacks {}; it has {}",
-            self.name(),
-            names.join(", ")
-        )))
+        Err(IsaError(format!("this processor lacks {}; it has {}", self.name(), names.join(", "))))
     }
 }
 
@@ -151,10 +133,7 @@ impl Cpu {
     /// This processor lacks it.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Cpu, IsaError> {
         isa.check()?;
-        Ok(Cpu {
-            pool: Pool::new(threads),
-            isa,
-        })
+        Ok(Cpu { pool: Pool::new(threads), isa })
     }
 
     /// The instruction set; the processor has it.
@@ -178,8 +157,7 @@ mod tests {
                 Err(e) => {
                     assert!(!isa.is_supported());
                     assert!(
-                        e.to_string().contains("this processor lacks")
-                            && e.to_string().contains("portable"),
+                        e.to_string().contains("this processor lacks") && e.to_string().contains("portable"),
                         "{e}"
                     );
                     assert!(Cpu::with_isa(1, isa).is_err());
@@ -187,11 +165,6 @@ mod tests {
             }
         }
         let error = Isa::choose(Some("avx3".into())).map_err(|e| e.to_string());
-        assert!(
-            error
-                .as_ref()
-                .is_err_and(|e| e.contains("`avx3`") && e.contains("portable")),
-            "{error:?}"
-        );
+        assert!(error.as_ref().is_err_and(|e| e.contains("`avx3`") && e.contains("portable")), "{error:?}");
     }
 }

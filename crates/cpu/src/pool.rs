@@ -1,7 +1,7 @@
 //! The worker pool: numbered tasks run by a fixed set of threads that spin briefly, then sleep.
 //!
 //! A step of training is some thousand parallel regions of 10 to 1000 microseconds. Waking a sleeping thread costs
-//! tens of microseconds, so a worker that has run out of tasks looks for the next region for [`SPIN`] before it
+//! tens of microseconds, so a worker that has run out of tasks looks for the next region for a while before it
 //! parks. A region never waits for a worker that has not taken part in it: late sleepers and descheduled threads
 //! cost nothing but their help.
 
@@ -85,16 +85,12 @@ impl Pool {
             .map(|i| {
                 let shared = Arc::clone(&shared);
                 let thread = std::thread::Builder::new().name(format!("tenon-{}", i + 1));
-                thread.spawn(move || shared.work(i)).unwrap_or_else(|e| {
-                    panic!("cannot start worker thread {} of {others}: {e}", i + 1)
-                })
+                thread
+                    .spawn(move || shared.work(i))
+                    .unwrap_or_else(|e| panic!("cannot start worker thread {} of {others}: {e}", i + 1))
             })
             .collect();
-        Pool {
-            shared,
-            workers,
-            caller: Mutex::new(()),
-        }
+        Pool { shared, workers, caller: Mutex::new(()) }
     }
 
     /// The number of threads, the caller included: worker numbers are below it.
@@ -125,10 +121,9 @@ impl Pool {
         // SAFETY: only the lifetime changes. The pointer is followed only by workers counted in the state word, and
         // this function does not return or unwind before that count is 0 and the region closed.
         let run = unsafe {
-            std::mem::transmute::<
-                *const (dyn Fn(usize, usize) + Sync),
-                *const (dyn Fn(usize, usize) + Sync + 'static),
-            >(run)
+            std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync), *const (dyn Fn(usize, usize) + Sync + 'static)>(
+                run,
+            )
         };
         let job = Job { run, tasks };
         // SAFETY: the last region is closed with nobody inside, and `turn` keeps other callers out.
@@ -184,11 +179,7 @@ impl Shared {
             }
             let state = self.state.load(Ordering::Acquire);
             if state & OPEN != 0 && state & !(OPEN | INSIDE) != seen {
-                if self
-                    .state
-                    .compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_ok()
-                {
+                if self.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                     seen = state & !(OPEN | INSIDE);
                     // SAFETY: counted inside an open region: the caller set the job before it opened the region and
                     // leaves it alone until we are out.
@@ -242,9 +233,7 @@ struct InTask {
 
 impl InTask {
     fn enter() -> InTask {
-        InTask {
-            before: IN_TASK.replace(true),
-        }
+        InTask { before: IN_TASK.replace(true) }
     }
 }
 

@@ -12,21 +12,13 @@ fn every_task_runs_once_and_no_two_at_once_share_a_worker() {
         assert_eq!(pool.threads(), threads.max(1));
         for tasks in [0, 1, 2, 3, 7, 64, 1000] {
             let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
-            let busy: Vec<AtomicBool> = (0..pool.threads())
-                .map(|_| AtomicBool::new(false))
-                .collect();
+            let busy: Vec<AtomicBool> = (0..pool.threads()).map(|_| AtomicBool::new(false)).collect();
             pool.run(tasks, |task, worker| {
-                assert!(
-                    !busy[worker].swap(true, Ordering::SeqCst),
-                    "worker {worker} runs two tasks at once"
-                );
+                assert!(!busy[worker].swap(true, Ordering::SeqCst), "worker {worker} runs two tasks at once");
                 counts[task].fetch_add(1, Ordering::Relaxed);
                 busy[worker].store(false, Ordering::SeqCst);
             });
-            assert!(
-                counts.iter().all(|c| c.load(Ordering::Relaxed) == 1),
-                "{threads} threads, {tasks} tasks"
-            );
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {tasks} tasks");
         }
     }
 }
@@ -38,10 +30,7 @@ fn many_short_regions_each_see_the_writes_of_the_one_before() {
     for round in 0..20_000 {
         pool.run(cells.len(), |task, _| {
             let neighbour = cells[(task + 5) % 16].load(Ordering::Relaxed);
-            assert!(
-                neighbour == round || neighbour == round + 1,
-                "{neighbour} in round {round}"
-            );
+            assert!(neighbour == round || neighbour == round + 1, "{neighbour} in round {round}");
             assert_eq!(cells[task].fetch_add(1, Ordering::Relaxed), round);
         });
     }
@@ -58,10 +47,7 @@ fn workers_that_went_to_sleep_wake_up_and_help() {
             arrived.fetch_add(1, Ordering::SeqCst);
             let start = Instant::now();
             while arrived.load(Ordering::SeqCst) < 2 {
-                assert!(
-                    start.elapsed() < Duration::from_secs(20),
-                    "the sleeping worker never came"
-                );
+                assert!(start.elapsed() < Duration::from_secs(20), "the sleeping worker never came");
                 std::thread::yield_now();
             }
         });
@@ -77,10 +63,7 @@ fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
                 pool.run(64, |task, _| assert!(task != bad, "task {task} fails"));
             }));
             let payload = outcome.expect_err("the panic must reach the caller");
-            assert_eq!(
-                payload.downcast_ref::<String>(),
-                Some(&format!("task {bad} fails"))
-            );
+            assert_eq!(payload.downcast_ref::<String>(), Some(&format!("task {bad} fails")));
             let sum = AtomicUsize::new(0);
             pool.run(10, |task, _| {
                 sum.fetch_add(task, Ordering::Relaxed);

@@ -1,1 +1,31 @@
-//! Data: reading, tokenizers, splits, deterministic order.
+//! Data: turns files into named, deterministic, batched host buffers.
+//!
+//! A `[data]` table ([`DataConfig`]) names text, labelled images or a table; [`open`] reads, tokenises, splits and checks it
+//! and gives a [`Dataset`]. What every dataset keeps: sample *i* of epoch *e* is a pure function of (seed, e, i), so the
+//! position of a training run is one number and [`fill_batch`] needs nothing else.
+//!
+//! This crate knows nothing of graphs, models, training or command lines. Start reading at [`dataset`], then `order.rs`
+//! (the shuffle), `text/` (tokenizer, shards, windows) and `labelled/` (IDX, CSV, splits).
+
+mod config;
+pub mod dataset;
+mod error;
+mod files;
+mod labelled;
+mod open;
+mod order;
+mod text;
+
+pub use config::{
+    DataConfig, IdxPair, ImageSource, Paths, TableSource, TokenizerConfig, Validation,
+};
+pub use dataset::{
+    Dataset, ElementType, Facts, Field, IGNORED_LABEL, Split, SplitFacts, Standardization,
+    fill_batch,
+};
+pub use error::{DataError, Place};
+pub use open::{Progress, open};
+pub use text::tokenizer::{
+    END_OF_TEXT, UNKNOWN, load_tokenizer, save_tokenizer, tokenizer_to_json, vocabulary_size,
+};
+pub use tokenizers::Tokenizer;

@@ -1,10 +1,12 @@
 //! What runs programs: the seam between the graph and a machine.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::diagnostic::Site;
 use crate::lower::Program;
+use crate::lower::memory::ALIGNMENT;
 use crate::op::Role;
 use crate::types::Type;
 
@@ -56,16 +58,10 @@ pub struct Allocation {
 impl Allocation {
     /// What `programs` need together on a machine that needs `scratch` bytes beside.
     pub fn of(programs: &[Arc<Program>], scratch: usize) -> Allocation {
-        let mut largest = std::collections::BTreeMap::new();
-        for program in programs {
-            for (_, name, role, ty) in program.graph.inputs() {
-                let bytes = largest.entry((role, name.clone())).or_insert(0);
-                *bytes = ty.bytes().max(*bytes);
-            }
-        }
+        let buffers = input_buffers(programs);
         let inputs = Role::ALL.into_iter().map(|role| {
-            let bytes = largest.iter().filter(|((r, _), _)| *r == role).map(|(_, bytes)| bytes).sum();
-            (role, bytes)
+            let of_role = buffers.iter().filter(|b| b.role == role);
+            (role, of_role.map(|b| b.bytes.next_multiple_of(ALIGNMENT)).sum())
         });
         Allocation {
             inputs: inputs.collect(),
@@ -83,6 +79,30 @@ impl Allocation {
     pub fn total(&self) -> usize {
         self.inputs.iter().map(|(_, bytes)| bytes).sum::<usize>() + self.arena + self.scratch
     }
+}
+
+/// A buffer that several programs may share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InputBuffer {
+    /// The name of the inputs that it holds.
+    pub name: Arc<str>,
+    /// What it is for: the role that the first program with such an input gives it.
+    pub role: Role,
+    /// The bytes of the largest of the inputs.
+    pub bytes: usize,
+}
+
+/// The input buffers of `programs`, by role and name.
+pub fn input_buffers(programs: &[Arc<Program>]) -> Vec<InputBuffer> {
+    let mut by_name: BTreeMap<Arc<str>, (Role, usize)> = BTreeMap::new();
+    for (_, name, role, ty) in programs.iter().flat_map(|p| p.graph.inputs()) {
+        let (_, bytes) = by_name.entry(name.clone()).or_insert((role, 0));
+        *bytes = ty.bytes().max(*bytes);
+    }
+    let buffers = by_name.into_iter().map(|(name, (role, bytes))| InputBuffer { name, role, bytes });
+    let mut buffers: Vec<InputBuffer> = buffers.collect();
+    buffers.sort_by_key(|b| b.role);
+    buffers
 }
 
 /// Where a value stopped being finite.

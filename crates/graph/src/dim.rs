@@ -92,7 +92,7 @@ impl Dim {
 
     /// The exact quotient, or `None` if there is a remainder.
     pub fn over(self, other: Dim) -> Option<Dim> {
-        if !self.factor.is_multiple_of(other.factor) || other.factor == 0 {
+        if other.factor == 0 || !self.factor.is_multiple_of(other.factor) {
             return None;
         }
         let mut rest: Vec<Symbol> = self.symbols().collect();

@@ -279,7 +279,7 @@ pub struct BinaryDef {
     pub doc: &'static str,
     /// Element types.
     pub signature: Signature,
-    /// The meaning, in `f64`; integers are exact in it.
+    /// The meaning, in `f64`; integers are exact in it but for large products, and wrap.
     pub eval: fn(f64, f64) -> f64,
     /// The gradient with respect to each operand.
     pub gradient: [BinaryGradient; 2],
@@ -396,11 +396,11 @@ impl Binary {
                 flops: 1, stablehlo: "minimum", onnx: "Min", domain: [WIDE, WIDE],
             },
             Binary::Pow => BinaryDef {
-                name: "pow", doc: "a to the power b", signature: Float,
+                name: "pow", doc: "a to the power b; the gradient of b = 0 and of a = 0 is finite.", signature: Float,
                 eval: f64::powf,
                 gradient: [
-                    Rule(|a, b, _, dy| dy * b * a.pow(b - 1.0)),
-                    Rule(|a, _, y, dy| dy * y * a.log()),
+                    Rule(|a, b, _, dy| b.equal(0.0).select(dy.zeros_like(), dy * b * a.pow(b - 1.0))),
+                    Rule(|a, _, y, dy| a.equal(0.0).select(dy.zeros_like(), dy * y * a.log())),
                 ],
                 flops: 30, stablehlo: "power", onnx: "Pow", domain: [(0.1, 3.0), (-2.0, 2.0)],
             },

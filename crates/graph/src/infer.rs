@@ -17,11 +17,11 @@ pub struct InferError {
 }
 
 impl InferError {
-    fn new(message: impl Into<String>) -> InferError {
+    pub(crate) fn new(message: impl Into<String>) -> InferError {
         InferError { message: message.into(), help: None }
     }
 
-    fn help(self, help: impl Into<String>) -> InferError {
+    pub(crate) fn help(self, help: impl Into<String>) -> InferError {
         InferError { help: Some(help.into()), ..self }
     }
 }
@@ -45,6 +45,7 @@ pub fn infer(op: &Op, inputs: &[Type]) -> Result<Types, InferError> {
             match source {
                 Source::Input { ty, .. } => ty.clone(),
                 Source::Constant { dtype, .. } => Type::new(*dtype, Shape::scalar()),
+                Source::Iota { ty, .. } if ty.dtype == DType::Bool => fail!("iota: truth values do not count"),
                 Source::Iota { axis, ty } if *axis < ty.shape.rank() => ty.clone(),
                 Source::Iota { axis, ty } => fail!("iota: axis {axis} of {ty}"),
                 Source::Size(_) => Type::new(DType::F32, Shape::scalar()),

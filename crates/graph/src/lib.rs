@@ -4,7 +4,9 @@
 //! here to say what a graph means. Start reading at [`op`], then [`tensor`], then [`graph`].
 
 pub mod backend;
+pub mod autodiff;
 pub mod composite;
+pub mod cost;
 pub mod diagnostic;
 pub mod dim;
 pub mod elementwise;
@@ -13,5 +15,12 @@ pub mod infer;
 pub mod lower;
 mod names;
 pub mod op;
+pub mod passes;
+pub mod random;
+pub mod reference;
+pub mod sample;
 pub mod tensor;
+pub mod testing;
+pub mod text;
 pub mod types;
+pub mod verify;

@@ -1,5 +1,6 @@
 //! The names of operations in text form and in messages.
 
+use crate::graph::Phase;
 use crate::op::{Direction, Gather, Op, Scatter, Source, View};
 
 impl Op {
@@ -39,6 +40,20 @@ impl Op {
             Op::Sort(_) => "argsort",
             Op::Random(_) => "random_bits",
             Op::Composite(composite) => composite.def.name,
+        }
+    }
+}
+
+impl Phase {
+    /// Every phase, in the order of a step.
+    pub const ALL: [Phase; 3] = [Phase::Forward, Phase::Backward, Phase::Update];
+
+    /// The name in text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Phase::Forward => "forward",
+            Phase::Backward => "backward",
+            Phase::Update => "update",
         }
     }
 }

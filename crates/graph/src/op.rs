@@ -23,7 +23,8 @@ pub enum Op {
     Binary(Binary),
     /// `select(condition, a, b)`: `a` where the condition holds, else `b`.
     Select,
-    /// Conversion to another element type: floats round to nearest even, floats to integers truncate.
+    /// Conversion to another element type: to floats rounds to nearest even, floats to integers truncate and saturate (NaN
+    /// gives 0), integers to integers wrap, and all but 0 is true.
     Cast(DType),
     /// Combination along axes, which stay with size one.
     Reduce(Reduce),
@@ -41,7 +42,8 @@ pub enum Op {
     Scatter(Scatter),
     /// Stable sorting: the indices (`i32`) that order the operand along `axis`.
     Sort(Sort),
-    /// Random bits (`u32`) as a pure function of the key operand (`u32[2]`), `stream` and the element's index.
+    /// Random bits (`u32`) as a pure function of the key operand (`u32[2]`), `stream` and the element's index:
+    /// [`crate::random::random_bits`].
     Random(Random),
     /// An operation defined by its expansion into other operations.
     Composite(Composite),
@@ -127,11 +129,11 @@ pub struct Reduce {
 /// How a reduction combines elements.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ReduceOp {
-    /// The sum; 0 over nothing.
+    /// The sum; 0 over nothing; integers wrap.
     Sum,
-    /// The maximum; minus infinity over nothing; NaN if any element is.
+    /// The maximum; minus infinity, or the smallest integer, over nothing; NaN if any element is.
     Max,
-    /// The index (`i32`) of the first maximum along the one axis.
+    /// The index (`i32`) of the first maximum along the one axis; of the first NaN if there is one; 0 over nothing.
     ArgMax,
 }
 
@@ -316,7 +318,8 @@ pub enum Scatter {
         /// The size of the result along it.
         size: Dim,
     },
-    /// `(operand, updates, position i32[])`: the operand with the updates written from `position` on along `axis`.
+    /// `(operand, updates, position i32[])`: the operand with the updates written from `position` on along `axis`; an error
+    /// when the program runs if they do not fit.
     Write(usize),
 }
 
@@ -325,7 +328,7 @@ pub enum Scatter {
 pub struct Sort {
     /// The axis.
     pub axis: usize,
-    /// Largest first; equal elements keep their order either way.
+    /// Largest first, NaN the largest of all; equal elements keep their order either way.
     pub descending: bool,
 }
 

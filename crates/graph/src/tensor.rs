@@ -6,7 +6,7 @@ use std::ops;
 
 use smallvec::{SmallVec, smallvec};
 
-use crate::composite::{Attrs, Composite, CompositeDef};
+use crate::composite::{Attr, Attrs, Composite, CompositeDef};
 use crate::diagnostic::{Diagnostic, Site};
 use crate::dim::Dim;
 use crate::elementwise::{Binary, Unary};
@@ -44,11 +44,15 @@ impl Builder {
     /// A builder that goes on with `graph`.
     pub fn extend(graph: Graph) -> Builder {
         let streams = graph.nodes().filter_map(|n| match &graph.node(n).op {
-            Op::Random(random) => Some(random.stream + 1),
+            Op::Random(random) => Some(random.stream),
+            Op::Composite(composite) => match composite.attrs.get("stream") {
+                Some(Attr::Int(stream)) => u32::try_from(*stream).ok(),
+                _ => None,
+            },
             _ => None,
         });
         Builder {
-            streams: Cell::new(streams.max().unwrap_or(0)),
+            streams: Cell::new(streams.max().map_or(0, |last| last.wrapping_add(1))),
             graph: RefCell::new(graph),
             site: Cell::new(SiteId::new(0)),
             phase: Cell::new(Phase::Forward),
@@ -86,6 +90,11 @@ impl Builder {
     /// The place that the next nodes come from.
     pub fn site_id(&self) -> SiteId {
         self.site.get()
+    }
+
+    /// The part of the step that the next nodes belong to.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
     }
 
     /// Sets the part of the step that the next nodes belong to.
@@ -211,9 +220,14 @@ impl Builder {
         self.add1(Op::Source(Source::Size(dim)), &[])
     }
 
+    /// A random stream that no node of the graph uses yet.
+    pub fn fresh_stream(&self) -> u32 {
+        self.streams.replace(self.streams.get().wrapping_add(1))
+    }
+
     /// Random bits (`u32`) from `key` (`u32[2]`), of a stream of their own.
     pub fn random_bits<'g>(&'g self, key: Tensor<'g>, shape: impl Into<Shape>) -> Tensor<'g> {
-        let stream = self.streams.replace(self.streams.get() + 1);
+        let stream = self.fresh_stream();
         self.add1(Op::Random(Random { stream, shape: shape.into() }), &[key])
     }
 
@@ -228,14 +242,17 @@ impl Builder {
         }
     }
 
-    /// An operation that is defined by its expansion.
+    /// An operation that is defined by its expansion; settings not given have their defaults.
     pub fn composite<'g>(
         &'g self,
         def: &'static CompositeDef,
         operands: &[Tensor<'g>],
         attrs: Attrs,
     ) -> SmallVec<[Tensor<'g>; 2]> {
-        self.add(Op::Composite(Composite { def, attrs }), operands, def.results)
+        match def.complete(&attrs) {
+            Ok(attrs) => self.add(Op::Composite(Composite { def, attrs }), operands, def.results),
+            Err(error) => smallvec![self.fail(error.message, operands, error.help); def.results],
+        }
     }
 }
 

@@ -1,1 +1,32 @@
-//! The Starlark front end, layers and parameters.
+//! Models: architecture programs in Starlark, the parameters that they declare and how those start, and checkpoints in
+//! the ecosystem's names.
+//!
+//! It builds graphs and never runs one; it knows no optimizer, no data set and no machine. Start reading at
+//! [`architecture`], then [`function`] and [`functions`].
+
+pub mod architecture;
+pub mod checkpoint;
+mod error;
+mod export;
+pub mod forward;
+pub mod function;
+mod functions;
+pub mod generate;
+mod hyper;
+pub mod init;
+pub mod model;
+mod operators;
+mod reference;
+mod session;
+mod value;
+mod weights;
+
+pub use architecture::{Architecture, ArchitectureSource};
+pub use error::ModelError;
+pub use export::{export, open};
+pub use hyper::HyperValue;
+pub use init::{initialise, initialise_into};
+pub use model::{Model, Parameter};
+pub use reference::reference_markdown;
+pub use session::{POSITION_OFFSET, RANDOM_KEY};
+pub use weights::load_safetensors;

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod fuse;
 pub mod fused;
+pub mod isolate;
 pub mod memory;
 pub mod schedule;
 

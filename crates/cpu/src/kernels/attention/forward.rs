@@ -1,0 +1,203 @@
+//! Attention forward, one task for each tile of queries of each head.
+
+use super::decode;
+use super::tiles::{KEYS, QUERIES, Rows, Running, clear, hide, softmax_step};
+use super::{Attention, Operands, Sizes, rows_view};
+use crate::isa::Cpu;
+use crate::kernels::product::Product;
+use crate::kernels::view::{DType, Scratch, View, ViewMut, piece, scratch_bytes};
+use crate::simd::{LANES, Lanes, Task};
+
+/// The bytes of scratch that [`attention`] needs on a pool of `threads`.
+pub fn attention_scratch_bytes(sizes: &Sizes, threads: usize) -> usize {
+    let (shared, each) = if decode::applies(sizes) { decode::scratch(sizes) } else { (0, scratch(sizes)) };
+    scratch_bytes(shared, each, threads)
+}
+
+fn scratch(sizes: &Sizes) -> usize {
+    let (d, padded) = (sizes.d, sizes.d.next_multiple_of(LANES));
+    piece::<f32>(d * QUERIES)
+        + 2 * piece::<f32>(KEYS * padded)
+        + piece::<f32>(KEYS * QUERIES)
+        + piece::<f32>(QUERIES * padded)
+        + 3 * piece::<f32>(QUERIES)
+}
+
+/// `softmax(scale * query key^T) value` into `out` (`[b, t, h, d]`, `f32` or `bf16`), and the logarithms of the
+/// softmax's sums into `log_sum_exp` (`f32[b, h, t]`, any strides). A query that sees no key gives 0 and minus infinity.
+///
+/// Scores are chains over ascending `d`; keys are taken in tiles of 64 counted from key 0, sums over keys are chains in
+/// ascending order. With `t = 1` keys are taken in blocks of 128, which are combined in ascending order.
+///
+/// # Panics
+/// If the operands do not fit each other or the scratch is too small.
+pub fn attention(
+    cpu: &Cpu,
+    spec: &Attention,
+    operands: &Operands<'_>,
+    mut out: ViewMut<'_>,
+    mut log_sum_exp: ViewMut<'_>,
+    scratch_memory: &mut [u8],
+) {
+    let sizes = operands.sizes();
+    let Sizes { b, t, h, d, .. } = sizes;
+    rows_view("out", &out, [b, t, h, d]);
+    assert!(
+        log_sum_exp.dtype() == DType::F32 && log_sum_exp.shape() == [b, h, t],
+        "attention: log_sum_exp is {:?}, not f32[{b}, {h}, {t}]",
+        log_sum_exp.shape()
+    );
+    if decode::applies(&sizes) {
+        return decode::run(cpu, spec, operands, &sizes, &mut out, &mut log_sum_exp, scratch_memory);
+    }
+    let threads = cpu.pool.threads();
+    let scratch = Scratch::new(scratch_memory, 0, scratch(&sizes), threads);
+    let tiles = t.div_ceil(QUERIES);
+    let (out, log_sum_exp) = (&out, &log_sum_exp);
+    cpu.pool.run(b * h * tiles, |task, worker| {
+        let (entry, tile) = (task / tiles, tiles - 1 - task % tiles);
+        let (batch, head) = (entry / h, entry % h);
+        cpu.vectorise(Tile { spec, operands, sizes, out, log_sum_exp, batch, head, tile, scratch, worker });
+    });
+}
+
+/// The outputs of one tile of queries.
+struct Tile<'a> {
+    spec: &'a Attention,
+    operands: &'a Operands<'a>,
+    sizes: Sizes,
+    out: &'a ViewMut<'a>,
+    log_sum_exp: &'a ViewMut<'a>,
+    batch: usize,
+    head: usize,
+    tile: usize,
+    scratch: Scratch<'a>,
+    worker: usize,
+}
+
+impl Task for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Sizes { t, h, s, g, d, .. } = self.sizes;
+        let padded = d.next_multiple_of(LANES);
+        let (batch, head, key_head) = (self.batch, self.head, self.head / (h / g));
+        let first = self.tile * QUERIES;
+        let queries = (t - first).min(QUERIES);
+        let width = queries.next_multiple_of(LANES);
+        let mut pieces = self.scratch.worker(self.worker);
+        let query = pieces.take::<f32>(d * QUERIES);
+        let key = pieces.take::<f32>(KEYS * padded);
+        let value = pieces.take::<f32>(KEYS * padded);
+        let scores = pieces.take::<f32>(KEYS * QUERIES);
+        let sums = pieces.take::<f32>(QUERIES * padded);
+        let [max, sum, correction] = [(); 3].map(|()| pieces.take::<f32>(QUERIES));
+        let running = Running { max, sum, correction };
+
+        let start = self.spec.visible(first, s).0 / KEYS * KEYS;
+        let end = self.spec.visible(first + queries - 1, s).1;
+        // SAFETY: the pieces belong to this worker, have these sizes and do not overlap; rows `first..first + queries`
+        // and keys below `s` exist, and this task alone writes the outputs of its queries of its head.
+        unsafe {
+            Rows::of(&self.operands.query, batch, first, head)
+                .copy_transposed::<V>(queries, width, self.spec.scale, query);
+            clear(sums, queries * padded);
+            clear(sum, QUERIES);
+            for at in (0..QUERIES).step_by(LANES) {
+                V::splat(f32::NEG_INFINITY).store(max.add(at));
+            }
+            for from in (start..end).step_by(KEYS) {
+                let keys = (end - from).min(KEYS);
+                let key = Rows::of(&self.operands.key, batch, from, key_head).in_place_or_copy::<V>(keys, key);
+                let value = Rows::of(&self.operands.value, batch, from, key_head).in_place_or_copy::<V>(keys, value);
+                Product {
+                    a: key.0,
+                    a_row: key.1,
+                    a_column: 1,
+                    b: query,
+                    b_row: width,
+                    c: scores,
+                    c_row: width,
+                    m: keys,
+                    n: width,
+                    k: d,
+                    accumulate: false,
+                }
+                .run::<V>();
+                hide_tile(self.spec, &self.operands.mask, batch, s, scores, first, queries, width, from, keys);
+                softmax_step::<V>(scores, keys, width, running);
+                for query in 0..queries {
+                    let correction = *correction.add(query);
+                    if correction != 1.0 {
+                        for at in (0..padded).step_by(LANES) {
+                            let place = sums.add(query * padded + at);
+                            V::load(place).mul(V::splat(correction)).store(place);
+                        }
+                    }
+                }
+                Product {
+                    a: scores,
+                    a_row: 1,
+                    a_column: width,
+                    b: value.0,
+                    b_row: value.1,
+                    c: sums,
+                    c_row: padded,
+                    m: queries,
+                    n: padded,
+                    k: keys,
+                    accumulate: true,
+                }
+                .run::<V>();
+            }
+            Rows::to(self.out, batch, first, head).write::<V>(queries, sums, |query| {
+                let sum = *sum.add(query);
+                if sum == 0.0 { 0.0 } else { 1.0 / sum }
+            });
+            let strides = self.log_sum_exp.strides();
+            let place = self.log_sum_exp.ptr::<f32>().add(batch * strides[0] + head * strides[1]);
+            for query in 0..queries {
+                let log_sum = *max.add(query) + libm::logf(*sum.add(query));
+                *place.add((first + query) * strides[2]) = log_sum;
+            }
+        }
+    }
+}
+
+/// Makes the scores `[keys][width]` that the settings or the mask hide minus infinity.
+///
+/// # Safety
+/// The scores are writable; the mask, if any, has the keys `from..from + keys`.
+#[expect(clippy::too_many_arguments, reason = "the place and size of a tile")]
+#[inline(always)]
+pub(super) unsafe fn hide_tile(
+    spec: &Attention,
+    mask: &Option<View<'_>>,
+    batch: usize,
+    s: usize,
+    scores: *mut f32,
+    first: usize,
+    queries: usize,
+    width: usize,
+    from: usize,
+    keys: usize,
+) {
+    // Both ends of what is visible ascend, so the last query's start and the first one's end decide for all.
+    let all = spec.visible(first + queries - 1, s).0 <= from && spec.visible(first, s).1 >= from + keys;
+    // SAFETY: as the caller says.
+    unsafe {
+        if !all {
+            for query in 0..queries {
+                hide(scores.add(query), width, from, keys, spec.visible(first + query, s));
+            }
+        }
+        if let Some(mask) = mask {
+            let strides = mask.strides();
+            let seen = mask.ptr::<u8>().add(batch * strides[0] + from * strides[1]);
+            for key in (0..keys).filter(|key| *seen.add(key * strides[1]) == 0) {
+                std::slice::from_raw_parts_mut(scores.add(key * width), width).fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Streaming scaled dot-product attention and its gradient, with grouped heads; the score matrix is never stored.
+//!
+//! The method is that of Dao 2023 (FlashAttention-2). A task is a tile of queries of one head, or in the gradient of
+//! keys and values also a tile of keys; tiles are copied to scratch as `f32`, so any strides and element types run
+//! at one speed. Forward works on transposed scores `[key][query]`: queries are the lanes, and maximum and sum over
+//! the keys are plain vector operations in ascending key order.
+
+mod backward;
+mod decode;
+mod forward;
+mod tiles;
+
+pub use backward::{Gradients, Results, attention_gradient, attention_gradient_scratch_bytes};
+pub use forward::{attention, attention_scratch_bytes};
+
+use super::view::{DType, View};
+
+/// Which keys a query sees, and the factor of the scores.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Whether query `i` sees no key after its own place: `j <= position + i`.
+    pub causal: bool,
+    /// How many places a query looks back, its own included, and forward unless causal; 0 means all.
+    pub window: usize,
+    /// The place of query 0 among the keys.
+    pub position: i32,
+    /// The factor of the scores.
+    pub scale: f32,
+}
+
+impl Attention {
+    /// The keys below `s` that query `i` sees, if the mask allows them, as a range. Both ends ascend with `i`.
+    fn visible(&self, i: usize, s: usize) -> (usize, usize) {
+        let clip = |j: i128| j.clamp(0, s as i128) as usize;
+        let (place, window) = (i128::from(self.position) + i as i128, self.window as i128);
+        let low = if self.window > 0 { clip(place - window + 1) } else { 0 };
+        let high = match (self.causal, self.window) {
+            (true, _) => clip(place + 1),
+            (false, 0) => s,
+            (false, _) => clip(place + window),
+        };
+        (low.min(high), high)
+    }
+}
+
+/// What attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    /// `[b, t, h, d]`, `f32` or `bf16`; here and in the others `d` is contiguous.
+    pub query: View<'a>,
+    /// `[b, s, g, d]`, `h` a multiple of `g`: query head `i` uses head `i / (h / g)`.
+    pub key: View<'a>,
+    /// `[b, s, g, d]`.
+    pub value: View<'a>,
+    /// `bool[b, s]`, true where a key may be seen.
+    pub mask: Option<View<'a>>,
+}
+
+/// The sizes of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Batch entries.
+    pub b: usize,
+    /// Queries.
+    pub t: usize,
+    /// Query heads.
+    pub h: usize,
+    /// Keys.
+    pub s: usize,
+    /// Key heads.
+    pub g: usize,
+    /// The size of a head.
+    pub d: usize,
+}
+
+impl Operands<'_> {
+    /// The sizes.
+    ///
+    /// # Panics
+    /// If the operands do not fit each other.
+    pub fn sizes(&self) -> Sizes {
+        let (&[b, t, h, d], &[_, s, g, _]) = (self.query.shape(), self.key.shape()) else {
+            panic!("attention of query {:?} and key {:?}", self.query.shape(), self.key.shape());
+        };
+        let sizes = Sizes { b, t, h, s, g, d };
+        rows_view("query", &self.query, [b, t, h, d]);
+        rows_view("key", &self.key, [b, s, g, d]);
+        rows_view("value", &self.value, [b, s, g, d]);
+        assert!(h == 0 || (g > 0 && h.is_multiple_of(g)), "{h} query heads over {g} key heads");
+        if let Some(mask) = &self.mask {
+            assert!(mask.dtype() == DType::Bool && mask.shape() == [b, s], "mask {:?}, not [{b}, {s}]", mask.shape());
+        }
+        sizes
+    }
+}
+
+/// Checks a `[b, t, h, d]` operand.
+fn rows_view(name: &str, view: &View<'_>, shape: [usize; 4]) {
+    assert!(matches!(view.dtype(), DType::F32 | DType::BF16), "attention: {name} is {}", view.dtype());
+    assert!(view.shape() == shape, "attention: {name} is {:?}, not {shape:?}", view.shape());
+    assert!(shape[3] <= 1 || view.strides()[3] == 1, "attention: {name}'s heads are not contiguous");
+}

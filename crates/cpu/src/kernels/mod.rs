@@ -1,0 +1,26 @@
+//! Kernels for what is neither a matrix product nor a row program.
+//!
+//! Each takes a [`Cpu`](crate::isa::Cpu), strided [`View`]s and scratch memory of the size that its `*_scratch_bytes`
+//! says, and allocates nothing. Results depend neither on the number of threads nor on the instruction set: work is
+//! divided by the problem's shape, sums have one order, accumulation is in `f32`.
+//!
+//! Sizes that do not fit each other are mistakes of the caller and panic; only indices found in data are errors.
+
+pub mod attention;
+mod copy;
+mod exp;
+mod index;
+mod pool;
+mod product;
+mod sort;
+mod view;
+mod window;
+
+pub use copy::{clear, concat, copy, pad};
+pub use index::{
+    OutOfRange, gather_along, gather_rows, scatter_add_along, scatter_add_along_scratch_bytes, scatter_add_rows,
+    scatter_add_rows_scratch_bytes, write,
+};
+pub use pool::{pool, pool_gradient, pool_gradient_scratch_bytes};
+pub use sort::{argsort, argsort_scratch_bytes};
+pub use view::{Axes, Element, View, ViewMut};

@@ -1,0 +1,190 @@
+//! The `[data]` table of an experiment file. Paths are relative to the experiment file's folder.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+
+/// What to train on: exactly one of `text`, `images` and `table`.
+///
+/// ```toml
+/// [data]
+/// text = "moby-dick.txt"
+/// tokenizer = { kind = "bpe", vocab = 1024 }
+/// validation = { last = 0.1 }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Text for next-token training: a file, a folder (its .txt, .text, .md and .rst files, recursively, sorted by path), or
+    /// a list of them. UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Paths>,
+    /// Labelled images, as IDX or CSV.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImageSource>,
+    /// A CSV table of numbers with a label or a target column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableSource>,
+    /// How text becomes tokens; only with `text`. Default: a byte-level BPE of 1,024 tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerConfig>,
+    /// Which part is held out. Without it nothing is, and nothing can be evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Validation>,
+}
+
+/// One path or several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a path or a list of paths")]
+pub enum Paths {
+    /// One file or folder.
+    One(PathBuf),
+    /// Several, in this order.
+    Many(Vec<PathBuf>),
+}
+
+impl Paths {
+    /// The paths as a slice.
+    pub fn as_slice(&self) -> &[PathBuf] {
+        match self {
+            Paths::One(path) => std::slice::from_ref(path),
+            Paths::Many(paths) => paths,
+        }
+    }
+}
+
+/// How text becomes tokens. Whatever the kind, the result is a `tokenizer.json` of the crate `tokenizers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum TokenizerConfig {
+    /// Byte-level BPE (GPT-2's), trained on the training part only.
+    Bpe {
+        /// Tokens in all: 256 bytes, `<|endoftext|>` and the merges. A small text may support fewer.
+        vocab: usize,
+    },
+    /// One token for every character of the training part, and `<unk>` for any other.
+    Char {},
+    /// A given `tokenizer.json`.
+    File {
+        /// Its path.
+        file: PathBuf,
+    },
+}
+
+impl Default for TokenizerConfig {
+    fn default() -> Self {
+        TokenizerConfig::Bpe { vocab: 1024 }
+    }
+}
+
+/// Which part of the data is held out for validation.
+///
+/// | | text | images, tables |
+/// |---|---|---|
+/// | `last` | the last fraction of the bytes, cut at a character | the last fraction of the samples |
+/// | `last_count` | - | the last so many samples |
+/// | `stratified` | - | a fraction of each class, chosen by the seed |
+/// | `every` | - | samples n-1, 2n-1, ... of the file |
+/// | `file` | other files | another CSV with the same columns |
+/// | `idx` | - | another pair of IDX files |
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Validation {
+    /// The last fraction, between 0 and 1.
+    Last(f64),
+    /// The last so many samples.
+    LastCount(u64),
+    /// This fraction of every class, chosen by the seed.
+    Stratified(f64),
+    /// Every n-th sample.
+    Every(u64),
+    /// Other files.
+    File(Paths),
+    /// Another pair of IDX files.
+    Idx(IdxPair),
+}
+
+/// A pair of IDX files (MNIST's format), plain or gzip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IdxPair {
+    /// Images: unsigned bytes, `[n, height, width]` or `[n, channels, height, width]`.
+    pub images: PathBuf,
+    /// Labels: unsigned bytes, `[n]`.
+    pub labels: PathBuf,
+}
+
+/// Labelled images: either `idx` and `labels`, or `csv` and `label`.
+///
+/// Pixels are whole numbers 0 to 255; the model sees `value / 255`, then `(x - mean) / std` where these are given.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSource {
+    /// IDX file of images, plain or gzip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idx: Option<PathBuf>,
+    /// IDX file of labels, plain or gzip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
+    /// CSV file, plain or gzip: one image a row, its pixels in the order of `shape`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub csv: Option<PathBuf>,
+    /// The label's column in the CSV: `first`, `last`, or its name in the header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Whether the first row of the CSV is a header. Default: it is one if none of its cells is a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<bool>,
+    /// `[channels, height, width]` of one image. Default: what the IDX file says; for CSV one square channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<[usize; 3]>,
+    /// Number of classes. Default: the greatest label + 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<usize>,
+    /// Mean of each channel, of pixels scaled to 0..1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<Vec<f32>>,
+    /// Standard deviation of each channel, of pixels scaled to 0..1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std: Option<Vec<f32>>,
+}
+
+/// A CSV table (plain or gzip): numeric feature columns and either a class (`label`) or a number (`target`) to predict.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TableSource {
+    /// The file. Cells are separated by commas, tabs or semicolons, whichever the first line has.
+    pub csv: PathBuf,
+    /// Column of the class: `first`, `last`, or its name in the header. Words or whole numbers; the classes are the distinct
+    /// values of the file, sorted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Column of the number to predict: `first`, `last`, or its name in the header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Whether the first row is a header. Default: it is one if none of its cells is a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<bool>,
+    /// Whether each feature is shifted and scaled to mean 0 and standard deviation 1, as measured on the training part.
+    #[serde(default = "yes")]
+    pub standardize: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A held-out fraction lies between 0 and 1, both excluded.
+pub(crate) fn check_fraction(key: &str, fraction: f64) -> Result<(), DataError> {
+    if fraction > 0.0 && fraction < 1.0 {
+        return Ok(());
+    }
+    Err(DataError::setting(
+        key,
+        format!("the held-out fraction is {fraction}; it must lie between 0 and 1"),
+        "a tenth is 0.1",
+    ))
+}

@@ -1,0 +1,108 @@
+//! Activations: relu, gelu, silu and softplus. Their gradient rules keep the operand and nothing else.
+
+use std::f64::consts::{FRAC_1_SQRT_2, PI};
+
+use super::{AttrDef, Backprop, CompositeDef, CompositeGradient, Gradients, Lowering, OperandDef, wide};
+use crate::composite::{Attr, Attrs};
+use crate::tensor::{Builder, Tensor};
+
+const X: &[OperandDef] = &[OperandDef::float("x", "any shape")];
+
+/// `x` and the gradient of the result in `f32`.
+fn wide_pair<'g>(p: &Backprop<'_, 'g>) -> Option<(Tensor<'g>, Tensor<'g>)> {
+    Some((wide(p.inputs[0]), wide(p.gradients[0]?)))
+}
+
+/// See [`CompositeDef::doc`].
+pub static RELU: CompositeDef = CompositeDef {
+    name: "relu",
+    doc: "max(x, 0), with gradient 0 at 0.",
+    operands: X,
+    attrs: &[],
+    results: 1,
+    expand: |_, inputs, _| vec![inputs[0].max(0.0)],
+    gradient: CompositeGradient::Rule(|p| {
+        let x = p.inputs[0];
+        vec![p.gradients[0].map(|dy| x.constant_like(0.0).less(x).select(dy, dy.constant_like(0.0)))]
+    }),
+    lowering: Lowering::Expand,
+};
+
+/// See [`CompositeDef::doc`].
+pub static GELU: CompositeDef = CompositeDef {
+    name: "gelu",
+    doc: "x P(X <= x) for a standard normal X (Hendrycks and Gimpel 2016), exactly or with tanh as GPT-2 has it:
+0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).",
+    operands: X,
+    attrs: &[AttrDef { name: "tanh", doc: "whether to use the tanh approximation", default: Attr::Bool(false) }],
+    results: 1,
+    expand: gelu,
+    gradient: CompositeGradient::Rule(gelu_gradient),
+    lowering: Lowering::Expand,
+};
+
+const CUBIC: f64 = 0.044715;
+
+/// The argument of the approximation's tanh.
+fn inner(x: Tensor<'_>) -> Tensor<'_> {
+    (x + x * x * x * CUBIC) * (2.0 / PI).sqrt()
+}
+
+fn gelu<'g>(_: &'g Builder, inputs: &[Tensor<'g>], attrs: &Attrs) -> Vec<Tensor<'g>> {
+    let x = wide(inputs[0]);
+    let s = if attrs.flag("tanh") { inner(x).tanh() } else { (x * FRAC_1_SQRT_2).erf() };
+    vec![(x * 0.5 * (s + 1.0)).cast(inputs[0].dtype())]
+}
+
+fn gelu_gradient<'g>(p: &Backprop<'_, 'g>) -> Gradients<'g> {
+    vec![wide_pair(p).map(|(x, dy)| {
+        let slope = if p.attrs.flag("tanh") {
+            let t = inner(x).tanh();
+            let inner_slope = (x * x * (3.0 * CUBIC) + 1.0) * (2.0 / PI).sqrt();
+            (t + 1.0) * 0.5 + x * 0.5 * (1.0 - t * t) * inner_slope
+        } else {
+            let density = (x * x * -0.5).exp() * (1.0 / (2.0 * PI).sqrt());
+            ((x * FRAC_1_SQRT_2).erf() + 1.0) * 0.5 + x * density
+        };
+        (dy * slope).cast(p.inputs[0].dtype())
+    })]
+}
+
+/// See [`CompositeDef::doc`].
+pub static SILU: CompositeDef = CompositeDef {
+    name: "silu",
+    doc: "x sigmoid(x), also called swish (Ramachandran et al. 2017).",
+    operands: X,
+    attrs: &[],
+    results: 1,
+    expand: |_, inputs, _| {
+        let x = wide(inputs[0]);
+        vec![(x * x.sigmoid()).cast(inputs[0].dtype())]
+    },
+    gradient: CompositeGradient::Rule(|p| {
+        vec![wide_pair(p).map(|(x, dy)| {
+            let s = x.sigmoid();
+            (dy * (s * (x * (1.0 - s) + 1.0))).cast(p.inputs[0].dtype())
+        })]
+    }),
+    lowering: Lowering::Expand,
+};
+
+/// `log(1 + exp(x))` without overflow.
+pub(super) fn log_one_plus_exp(x: Tensor<'_>) -> Tensor<'_> {
+    x.max(0.0) + (-x.abs()).exp().log1p()
+}
+
+/// See [`CompositeDef::doc`].
+pub static SOFTPLUS: CompositeDef = CompositeDef {
+    name: "softplus",
+    doc: "log(1 + exp(x)), computed as max(x, 0) + log1p(exp(-|x|)).",
+    operands: X,
+    attrs: &[],
+    results: 1,
+    expand: |_, inputs, _| vec![log_one_plus_exp(wide(inputs[0])).cast(inputs[0].dtype())],
+    gradient: CompositeGradient::Rule(|p| {
+        vec![wide_pair(p).map(|(x, dy)| (dy * x.sigmoid()).cast(p.inputs[0].dtype()))]
+    }),
+    lowering: Lowering::Expand,
+};

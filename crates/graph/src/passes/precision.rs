@@ -1,0 +1,169 @@
+//! Mixed precision: products in bf16, everything else in f32 (Micikevicius et al. 2018; Kalamkar et al. 2019).
+//!
+//! Matrix products, convolutions and attention take bf16 operands, accumulate in f32 and give bf16 results. Parameters
+//! stay f32 masters. Norms, softmax, losses, reductions and the optimizer are f32 and see no difference: the type of no
+//! value that they read changes.
+
+use std::collections::{HashMap, HashSet};
+
+use smallvec::SmallVec;
+
+use crate::composite::Composite;
+use crate::composite::attention::{ATTENTION, ATTENTION_GRADIENT};
+use crate::diagnostic::Diagnostic;
+use crate::graph::{Graph, Phase, Value};
+use crate::op::{Conv, Dot, Op, Role, Source, View};
+use crate::passes::rewrite::rewrite;
+use crate::passes::rules::Made;
+use crate::tensor::Tensor;
+use crate::types::DType;
+
+/// `graph` with its products in bf16. It may be a model alone or have gradients and an optimizer already.
+///
+/// Each value is converted once. Gradients of parameters keep their f32 results: products in [`Phase::Backward`] on which
+/// no further product there depends, which is also true of what flows into the first layer's embedding. Products of the
+/// optimizer stay f32 throughout.
+///
+/// # Errors
+/// Those of [`rewrite`].
+pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
+    let (feeds, split) = (feeds_products(graph), split_values(graph));
+    let mut narrow = Narrow::default();
+    rewrite(graph, |visit| {
+        let data = visit.data();
+        if data.phase == Phase::Update || !is_product(&data.op) {
+            let kept = visit.keep();
+            let new = data.outputs().zip(&kept).filter(|(old, _)| split[old.index()]);
+            narrow.split.extend(new.map(|(_, new)| new.value()));
+            return Some(kept);
+        }
+        let last_gradient = data.phase == Phase::Backward && !data.outputs().any(|v| feeds[v.index()]);
+        let dtype = if last_gradient { DType::F32 } else { DType::BF16 };
+        let op = match &data.op {
+            Op::Dot(dot) if dot.dtype == DType::F32 => Op::Dot(Dot { dtype, ..dot.clone() }),
+            Op::Conv(conv) if conv.dtype == DType::F32 => Op::Conv(Conv { dtype, ..conv.clone() }),
+            other => other.clone(),
+        };
+        let operands: SmallVec<[Tensor<'_>; 8]> = visit
+            .operands
+            .iter()
+            .enumerate()
+            .map(|(i, t)| if may_be_narrow(&data.op, i) { narrow.of(*t, MAX_VIEWS) } else { *t })
+            .collect();
+        let results = visit.builder.add(op, &operands, data.outputs().len());
+        Some(results.iter().zip(data.outputs()).map(|(new, old)| new.cast(visit.graph.ty(old).dtype)).collect())
+    })
+}
+
+fn is_product(op: &Op) -> bool {
+    match op {
+        Op::Dot(_) | Op::Conv(_) => true,
+        Op::Composite(composite) => [ATTENTION.name, ATTENTION_GRADIENT.name].contains(&composite.def.name),
+        Op::Source(_)
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Select
+        | Op::Cast(_)
+        | Op::Reduce(_)
+        | Op::View(_)
+        | Op::Pool(_)
+        | Op::Gather(_)
+        | Op::Scatter(_)
+        | Op::Sort(_)
+        | Op::Random(_) => false,
+    }
+}
+
+/// Whether operand `i` of a product may be of any float type.
+fn may_be_narrow(product: &Op, i: usize) -> bool {
+    match product {
+        Op::Composite(Composite { def, attrs }) => def.operands_with(attrs).nth(i).is_some_and(|o| o.dtype.is_none()),
+        _ => true,
+    }
+}
+
+/// By value: whether a product in the backward phase depends on it.
+fn feeds_products(graph: &Graph) -> Vec<bool> {
+    let mut feeds = vec![false; graph.value_count()];
+    for node in graph.nodes().rev() {
+        let data = graph.node(node);
+        let through = is_product(&data.op) || data.outputs().any(|v| feeds[v.index()]);
+        if data.phase == Phase::Backward && through {
+            for value in &data.inputs {
+                feeds[value.index()] = true;
+            }
+        }
+    }
+    feeds
+}
+
+/// By value: whether it is only taken apart, as the joint projection of query, key and value is.
+fn split_values(graph: &Graph) -> Vec<bool> {
+    let mut slices = vec![0; graph.value_count()];
+    for node in graph.nodes().filter(|n| matches!(graph.node(*n).op, Op::View(View::Slice { .. }))) {
+        slices[graph.node(node).inputs[0].index()] += 1;
+    }
+    slices.iter().zip(graph.use_counts()).map(|(slices, uses)| *slices >= 2 && *slices == uses).collect()
+}
+
+/// How many views a conversion moves through; programs that stack more gain nothing.
+const MAX_VIEWS: usize = 8;
+
+/// The bf16 forms of values, each made once.
+#[derive(Default)]
+struct Narrow {
+    known: HashMap<Value, Value>,
+    /// Values that are only taken apart.
+    split: HashSet<Value>,
+}
+
+impl Narrow {
+    /// `tensor` in bf16: what it was converted from, or its conversion. Conversions go below views where they then do no
+    /// more work, so that a value is converted once for all its views and is never rearranged in f32.
+    fn of<'g>(&mut self, tensor: Tensor<'g>, views: usize) -> Tensor<'g> {
+        let builder = tensor.builder();
+        if tensor.dtype() != DType::F32 {
+            return tensor;
+        }
+        if let Some(value) = self.known.get(&tensor.value()) {
+            return builder.tensor(*value);
+        }
+        let made = Made::of(tensor);
+        let narrow = match &made.op {
+            Op::Cast(_) if made.operands[0].dtype() == DType::BF16 => made.operands[0],
+            Op::View(view) if views > 0 && self.goes_below(view, &made.operands, views) => {
+                let operands: SmallVec<[Tensor<'g>; 4]> =
+                    made.operands.iter().map(|t| self.of(*t, views - 1)).collect();
+                builder.add(made.op.clone(), &operands, 1)[0]
+            }
+            _ => tensor.cast(DType::BF16),
+        };
+        self.known.insert(tensor.value(), narrow.value());
+        narrow
+    }
+
+    /// Whether converting the operands of a view costs no more than converting its result.
+    fn goes_below(&self, view: &View, operands: &[Tensor<'_>], views: usize) -> bool {
+        match view {
+            View::Reshape(_) | View::Transpose(_) | View::Broadcast(_) => true,
+            View::Slice { .. } if self.split.contains(&operands[0].value()) => true,
+            View::Slice { .. } | View::Pad { .. } | View::Concat(_) => {
+                operands.iter().all(|t| self.is_free(*t, views - 1))
+            }
+        }
+    }
+
+    /// Whether the bf16 form of `tensor` is there already, or is wanted anyway.
+    fn is_free(&self, tensor: Tensor<'_>, views: usize) -> bool {
+        if self.known.contains_key(&tensor.value()) {
+            return true;
+        }
+        let made = Made::of(tensor);
+        match &made.op {
+            Op::Cast(_) => made.operands[0].dtype() == DType::BF16,
+            Op::Source(Source::Input { role: Role::Parameter, .. }) => true,
+            Op::View(_) => views > 0 && made.operands.iter().all(|t| self.is_free(*t, views - 1)),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! One pass of a model over tensors with the ecosystem's names and types.
+
+use std::sync::Arc;
+
+use tenon_graph::backend::{Backend, BackendError, Session};
+use tenon_graph::dim::Bindings;
+use tenon_graph::passes::mode::for_evaluation;
+use tenon_graph::passes::pipeline::{Options, compile};
+use tenon_graph::types::DType;
+
+use crate::error::ModelError;
+use crate::model::Model;
+
+/// The values of a tensor in row-major order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Values {
+    /// Real numbers.
+    Float(Vec<f32>),
+    /// Whole numbers and truth values.
+    Int(Vec<i64>),
+}
+
+/// A named tensor.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NamedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its sizes.
+    pub shape: Vec<usize>,
+    /// Its values.
+    pub values: Values,
+}
+
+/// Gives the variables of a model (in the order of [`Model::variables`]) their values in a session.
+pub fn set_variables<V: AsRef<[f32]>>(session: &mut dyn Session, model: &Model, values: &[V]) {
+    for (variable, values) in model.variables().zip(values) {
+        // A program need not use every variable.
+        let Some(buffer) = session.input_mut(&variable.name) else { continue };
+        for (bytes, value) in buffer.chunks_exact_mut(4).zip(values.as_ref()) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+}
+
+/// All named results of the model in evaluation mode, as `f32` or whole numbers.
+///
+/// # Errors
+/// An input that is missing, superfluous, or of a shape or type that does not fit; sizes beyond the model's limits.
+pub fn forward<V: AsRef<[f32]>>(
+    model: &Model,
+    values: &[V],
+    inputs: &[NamedTensor],
+    backend: &dyn Backend,
+) -> Result<Vec<NamedTensor>, ModelError> {
+    let bindings = bind(model, inputs)?;
+    model.check(&bindings)?;
+    let graph = for_evaluation(&model.graph).map_err(ModelError::from)?;
+    let options = Options { bindings, ..Options::default() };
+    let program = match compile(&graph, &options).map_err(ModelError::from)? {
+        Ok(fitted) => Arc::new(fitted.program),
+        Err(_) => unreachable!("everything fits without a budget"),
+    };
+    let mut session = backend.session(vec![program.clone()]).map_err(ModelError::from)?;
+    set_variables(&mut *session, model, values);
+    for tensor in inputs {
+        if let Some(buffer) = session.input_mut(&tensor.name) {
+            write(model, tensor, buffer)?;
+        }
+    }
+    session.run(0).map_err(ModelError::from)?;
+    let mut results = Vec::new();
+    for (name, _) in &program.graph.outputs {
+        let (ty, bytes) = session.output(0, name).expect("the program has its outputs");
+        let words = || bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+        let values = match ty.dtype {
+            DType::F32 => Values::Float(words().map(f32::from_le_bytes).collect()),
+            DType::BF16 => {
+                let halves = bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+                Values::Float(halves.map(f32::from_bits).collect())
+            }
+            DType::I32 => Values::Int(words().map(|w| i64::from(i32::from_le_bytes(w))).collect()),
+            DType::U32 => Values::Int(words().map(|w| i64::from(u32::from_le_bytes(w))).collect()),
+            DType::U8 | DType::Bool => Values::Int(bytes.iter().map(|b| i64::from(*b)).collect()),
+        };
+        results.push(NamedTensor { name: name.to_string(), shape: ty.shape.sizes(), values });
+    }
+    Ok(results)
+}
+
+/// What the symbols of the model stand for, given the shapes of its inputs.
+fn bind(model: &Model, inputs: &[NamedTensor]) -> Result<Bindings, ModelError> {
+    let names = |names: Vec<&str>| names.join(", ");
+    let declared: Vec<&str> = model.inputs.iter().map(|i| i.name.as_str()).collect();
+    let given: Vec<&str> = inputs.iter().map(|t| t.name.as_str()).collect();
+    let missing: Vec<&str> = declared.iter().copied().filter(|n| !given.contains(n)).collect();
+    let superfluous: Vec<&str> = given.iter().copied().filter(|n| !declared.contains(n)).collect();
+    if !missing.is_empty() || !superfluous.is_empty() {
+        let mut error = ModelError::new(format!("the inputs are not those of {model}"));
+        if !missing.is_empty() {
+            error = error.note(format!("missing: {}", names(missing)));
+        }
+        if !superfluous.is_empty() {
+            error = error.note(format!("not an input: {}", names(superfluous)));
+        }
+        return Err(error.help(format!("{model} takes {}", names(declared))));
+    }
+    let mut bindings = Bindings::new();
+    for tensor in inputs {
+        let input = model.inputs.iter().find(|i| i.name == tensor.name).expect("names were compared");
+        let misfit = || {
+            let message = format!("input `{}` does not fit", tensor.name);
+            let (shape, found) = (&input.shape, &tensor.shape);
+            ModelError::new(message).note(format!("{model} takes {}{shape}, the tensor is {found:?}", input.dtype))
+        };
+        if tensor.shape.len() != input.shape.rank() {
+            return Err(misfit());
+        }
+        for (dim, size) in input.shape.iter().zip(&tensor.shape) {
+            let mut symbols = dim.symbols();
+            let fits = match (dim.as_const(), symbols.next()) {
+                (Some(n), _) => n == *size,
+                (None, Some(symbol)) => *bindings.entry(symbol).or_insert(*size) == *size,
+                (None, None) => false,
+            };
+            if !fits {
+                return Err(misfit());
+            }
+        }
+    }
+    Ok(bindings)
+}
+
+/// Writes a tensor into the buffer of an input.
+fn write(model: &Model, tensor: &NamedTensor, buffer: &mut [u8]) -> Result<(), ModelError> {
+    let input = model.inputs.iter().find(|i| i.name == tensor.name).expect("names were compared");
+    let misfit = |what: String| {
+        let message = format!("input `{}` does not fit: {model} takes {}, {what}", tensor.name, input.dtype);
+        Err(ModelError::new(message))
+    };
+    match (&tensor.values, input.dtype) {
+        (Values::Float(values), DType::F32) => {
+            for (bytes, value) in buffer.chunks_exact_mut(4).zip(values) {
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        (Values::Int(values), DType::F32) => {
+            for (bytes, value) in buffer.chunks_exact_mut(4).zip(values) {
+                bytes.copy_from_slice(&(*value as f32).to_le_bytes());
+            }
+        }
+        (Values::Int(values), DType::I32) => {
+            for (bytes, value) in buffer.chunks_exact_mut(4).zip(values) {
+                let Ok(value) = i32::try_from(*value) else { return misfit(format!("one value is {value}")) };
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        (Values::Int(values), DType::Bool | DType::U8) => {
+            for (byte, value) in buffer.iter_mut().zip(values) {
+                let Ok(value) = u8::try_from(*value) else { return misfit(format!("one value is {value}")) };
+                *byte = if input.dtype == DType::Bool { u8::from(value != 0) } else { value };
+            }
+        }
+        (Values::Float(_), _) => return misfit("the tensor has real numbers".into()),
+        (Values::Int(_), DType::BF16 | DType::U32) => return misfit("which no file gives".into()),
+    }
+    Ok(())
+}
+
+/// The mean cross-entropy that transformers reports as `loss`: of the next tokens for logits `[b, t, v]` and labels
+/// `[b, t]`, of the class for logits `[b, c]` and labels `[b]`; labels of -100 do not count. Computed in `f64`.
+pub fn cross_entropy(logits: &NamedTensor, labels: &NamedTensor) -> Option<f64> {
+    let (Values::Float(scores), Values::Int(targets)) = (&logits.values, &labels.values) else { return None };
+    let (&classes, rows) = logits.shape.split_last()?;
+    if rows != labels.shape || classes == 0 {
+        return None;
+    }
+    let shift = usize::from(rows.len() == 2);
+    let per_sequence = if rows.len() == 2 { rows[1] } else { 1 };
+    let (mut sum, mut count) = (0.0, 0);
+    for (row, scores) in scores.chunks_exact(classes).enumerate() {
+        if shift == 1 && row % per_sequence == per_sequence - 1 {
+            continue;
+        }
+        let target = targets[row + shift];
+        let Some(at_target) = usize::try_from(target).ok().and_then(|t| scores.get(t)) else {
+            if target == -100 {
+                continue;
+            }
+            return None;
+        };
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = scores.iter().map(|s| f64::from(s - max).exp()).sum();
+        sum += total.ln() + f64::from(max) - f64::from(*at_target);
+        count += 1;
+    }
+    Some(sum / f64::from(count))
+}
+
+impl From<BackendError> for ModelError {
+    fn from(error: BackendError) -> ModelError {
+        let site = error.site.unwrap_or_default();
+        ModelError { site, ..ModelError::new(error.message) }
+    }
+}
