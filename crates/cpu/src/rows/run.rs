@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use tenon_graph::random::node_key;
+
 use super::kernel::{Accumulate, Elementwise, Finish, FoldRows, Operand, RandomBits, ReduceRows};
 use super::lower::StoreTo;
 use super::reduce::Accumulator;
 use super::step::{Extent, Slot, Step};
-use super::window::{node_key, random_kernel};
+use super::window::random_kernel;
 use super::{ALIGNMENT, COMBINED, Chunks, Layout, RowProgram};
 use crate::isa::{Cpu, Isa};
 
@@ -282,11 +284,12 @@ impl Worker<'_> {
                 Step::Index { positions, to } => {
                     let (first, n) = self.span(to.extent, tile);
                     let mut lane = self.own_memory(*to);
-                    program.positions[*positions].indices(first, n, |index, same| {
-                        for _ in 0..same {
-                            *lane = index;
-                            lane = lane.add(1);
+                    program.positions[*positions].indices(first, n, |index, increment, count| {
+                        let lanes = std::slice::from_raw_parts_mut(lane, count);
+                        for (y, i) in lanes.iter_mut().zip(0u32..) {
+                            *y = index + i * increment;
                         }
+                        lane = lane.add(count);
                     });
                 }
                 Step::Key { buffer, stream, to } => {

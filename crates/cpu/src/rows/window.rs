@@ -280,18 +280,22 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// Calls `write` with each index and how often it follows itself, for the elements `first..first + n`, in order.
-    pub fn indices(&self, first: usize, n: usize, mut write: impl FnMut(u32, usize)) {
+    /// Calls `write` with (index, increment, how many) for each piece of evenly spaced indices of the elements
+    /// `first..first + n`, in order.
+    pub fn indices(&self, first: usize, n: usize, mut write: impl FnMut(u32, u32, usize)) {
         self.window.pieces(first, n, |at, stride, n| {
             let (mut at, mut left) = (at, n);
             while left > 0 {
-                let same = match stride {
-                    0 => left,
-                    stride => (self.divide - at % self.divide).div_ceil(stride).min(left),
+                let index = at / self.divide % self.modulo;
+                let (increment, count) = match (stride, self.divide) {
+                    (0, _) => (0, left),
+                    (stride, 1) => (stride, (self.modulo - index).div_ceil(stride)),
+                    (stride, divide) => (0, (divide - at % divide).div_ceil(stride)),
                 };
-                write((at / self.divide % self.modulo) as u32, same);
-                at += same * stride;
-                left -= same;
+                let count = count.min(left);
+                write(index as u32, increment as u32, count);
+                at += count * stride;
+                left -= count;
             }
         });
     }
@@ -308,7 +312,7 @@ impl Body for RandomBody {
         let to = unsafe { from_raw_parts_mut(args.to, args.n) };
         for (i, y) in to.iter_mut().enumerate() {
             let index = args.first + i as u64;
-            *y = philox([index as u32, (index >> 32) as u32], args.key)[0];
+            *y = philox([index as u32, (index >> 32) as u32], args.key);
         }
     }
 }
@@ -318,9 +322,9 @@ pub fn random_kernel() -> Kernel<RandomBits> {
     Kernel::new::<RandomBody>()
 }
 
-/// Philox2x32-10: here so that it becomes part of a vector loop; equal to `tenon_graph::random`, which defines it.
+/// The first word of `tenon_graph::random::philox2x32`, here so that it becomes part of a vector loop.
 #[inline(always)]
-fn philox(counter: [u32; 2], key: u32) -> [u32; 2] {
+fn philox(counter: [u32; 2], key: u32) -> u32 {
     const MULTIPLIER: u64 = 0xD256_D193;
     const WEYL: u32 = 0x9E37_79B9;
     let ([mut a, mut b], mut key) = (counter, key);
@@ -329,10 +333,5 @@ fn philox(counter: [u32; 2], key: u32) -> [u32; 2] {
         (a, b) = ((product >> 32) as u32 ^ key ^ b, product as u32);
         key = key.wrapping_add(WEYL);
     }
-    [a, b]
-}
-
-/// The key of a random node: its stream applied to the key of the step.
-pub fn node_key(key: [u32; 2], stream: u32) -> u32 {
-    philox(key, stream)[0]
+    a
 }
