@@ -296,7 +296,7 @@ angles! {
 
 macro_rules! zips {
     ($($name:ident $in:ty => $out:ty, |$a:ident, $b:ident| $result:expr;)*) => {$(
-        pub(super) struct $name;
+        struct $name;
         impl Zip for $name {
             type In = $in;
             type Out = $out;
