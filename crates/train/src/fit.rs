@@ -189,7 +189,9 @@ pub fn fit<'a>(
         )));
     }
     let (log, _) = MetricsLog::resume(&around.folder.metrics(), trainer.steps_done())?;
-    let events = EventWriter::create(&around.folder.events(), trainer.steps_done())?;
+    let folder = around.folder.events();
+    std::fs::create_dir_all(&folder).map_err(FileError::of("create", &folder))?;
+    let events = EventWriter::create(&folder, trainer.steps_done())?;
     let before = f64::from_bits(state.seconds);
     Loop { trainer, train, steps, around, checkpoints, log, events, state, started: Instant::now(), before }.run()
 }

@@ -1,0 +1,232 @@
+//! What each command does: plain functions of what was typed.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use tenon::cpu::CpuBackend;
+use tenon::data::Progress;
+use tenon::model_folder::open_model;
+use tenon::nn::forward::{NamedTensor, Values, cross_entropy, forward};
+use tenon::nn::generate::{Generator, Sampling};
+use tenon::nn::{HyperValue, ModelError, reference_markdown};
+use tenon::tensors;
+use tenon::train::experiment::Experiment;
+use tenon::train::fit::Ended;
+use tenon::train::goal::check_metrics;
+use tenon::train::run::{self, Job};
+use tenon::train::run_folder::{read_experiment, read_origin};
+use tenon::train::setup::Setup;
+
+use crate::args;
+use crate::show;
+use crate::watch::{Watch, line};
+
+/// Why a command failed: what is shown.
+pub struct Failure(pub String);
+
+impl<E: Display> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure(error.to_string())
+    }
+}
+
+/// The exit code of a command.
+pub type Outcome = Result<u8, Failure>;
+
+/// Where token shards are kept.
+const CACHE: &str = "runs/cache";
+
+fn backend(threads: Option<u64>) -> Result<CpuBackend, Failure> {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(CpuBackend::new(threads.map_or(all, |t| t as usize))?)
+}
+
+fn progress(event: Progress) {
+    match event {
+        Progress::TrainingTokenizer { bytes } => line("data", &format!("learning a vocabulary from {} bytes", show::count(bytes))),
+        Progress::Rebuilding { why } => line("data", &format!("made again: {why}")),
+        Progress::Hashing { .. } | Progress::Tokenizing { .. } | Progress::Reading { .. } => {}
+    }
+}
+
+fn set_up(experiment: Experiment, origin: &Path) -> Result<Setup, Failure> {
+    let setup = Setup::open(experiment, origin, Path::new(CACHE), &mut progress)?;
+    check_metrics(&setup.experiment.goal, setup.metrics()).map_err(|e| Failure(format!("{}: {e}", origin.display())))?;
+    Ok(setup)
+}
+
+fn lines(label: &str, lines: &[String]) {
+    for (i, text) in lines.iter().enumerate() {
+        line(if i == 0 { label } else { "" }, text);
+    }
+}
+
+/// `tenon plan`.
+pub fn plan(args: &args::Experiment) -> Outcome {
+    let setup = set_up(Experiment::load(&args.experiment, &args.set)?, &args.experiment)?;
+    let backend = backend(setup.experiment.train.threads)?;
+    lines("data", &show::data(&setup));
+    let plan = setup.plan(&backend)?;
+    lines("plan", &show::plan(&setup, &plan));
+    Ok(0)
+}
+
+/// `tenon run` and `tenon train`.
+pub fn run(args: &args::RunArgs, whole: bool, stop: &AtomicBool) -> Outcome {
+    let file = &args.experiment.experiment;
+    let setup = set_up(Experiment::load(file, &args.experiment.set)?, file)?;
+    let folder = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(setup.name()));
+    let backend = backend(setup.experiment.train.threads)?;
+    lines("data", &show::data(&setup));
+    lines("plan", &show::plan(&setup, &setup.plan(&backend)?));
+    let job = Job { backend: &backend, folder: &folder, cache: Path::new(CACHE), stop };
+    let mut watch = Watch::new(setup.data.facts().context);
+    let outcome = run::run(&setup, &job, whole, &mut watch)?;
+    if outcome.ended == Ended::Interrupted {
+        line("stop", &format!("saved; the same command goes on from here: {}", folder.display()));
+        return Ok(130);
+    }
+    Ok(if whole { outcome.verdict.exit_code() } else { 0 })
+}
+
+/// A run folder as it was begun.
+fn reopen(folder: &Path) -> Result<Setup, Failure> {
+    let Some(experiment) = read_experiment(folder)? else {
+        return Err(Failure(format!("{}: no run in it (experiment.toml)\n  try: name a folder that `tenon run` made", folder.display())));
+    };
+    let origin = read_origin(folder)?;
+    set_up(experiment, &origin.experiment)
+}
+
+/// `tenon eval`.
+pub fn eval(args: &args::RunDir, stop: &AtomicBool) -> Outcome {
+    let setup = reopen(&args.run)?;
+    let backend = backend(setup.experiment.train.threads)?;
+    let job = Job { backend: &backend, folder: &args.run, cache: Path::new(CACHE), stop };
+    let (step, metrics) = run::evaluate(&setup, &job)?;
+    let all: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.6}")).collect();
+    line("eval", &format!("step {step}  {}", all.join("  ")));
+    Ok(0)
+}
+
+/// `tenon export`.
+pub fn export(args: &args::Export, stop: &AtomicBool) -> Outcome {
+    let setup = reopen(&args.run)?;
+    let backend = backend(setup.experiment.train.threads)?;
+    let job = Job { backend: &backend, folder: &args.run, cache: Path::new(CACHE), stop };
+    let difference = run::export_run(&setup, &job, &args.out)?;
+    line("export", &format!("{}  read again and compared: greatest difference {difference} (bound 0)", args.out.display()));
+    Ok(0)
+}
+
+/// `tenon generate`.
+pub fn generate(args: &args::Generate, stop: &AtomicBool) -> Outcome {
+    let open = open_model(&args.model)?;
+    let tokenizer = open.tokenizer()?;
+    let prompt = tokenizer.encode(args.prompt.as_str(), false)?.get_ids().to_vec();
+    let context = match open.model.hyperparameter("context") {
+        Some(HyperValue::Int(n)) => *n as usize,
+        _ => prompt.len() + args.tokens,
+    };
+    if let Some(vocab) = open.model.hyperparameter("vocab")
+        && let HyperValue::Int(vocab) = vocab
+        && prompt.iter().any(|t| i64::from(*t) >= *vocab)
+    {
+        return Err(Failure(format!("the tokenizer gives tokens beyond the model's vocabulary of {vocab}\n  try: the tokenizer.json that the model was trained with")));
+    }
+    let backend = backend(None)?;
+    let mut generator = Generator::new(&open.model, &open.values, &backend, context)?;
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    let mut text = prompt.clone();
+    let mut shown = String::new();
+    let mut out = std::io::stdout();
+    let mut show_new = |text: &[u32]| {
+        // Tokens may be parts of characters: what is shown is what no longer changes.
+        let whole = tokenizer.decode(text, false).unwrap_or_default();
+        let whole = whole.trim_end_matches('\u{fffd}');
+        if let Some(new) = whole.strip_prefix(shown.as_str()) {
+            let _ = write!(out, "{new}").and_then(|()| out.flush());
+            shown = whole.to_owned();
+        }
+    };
+    show_new(&text);
+    let tokens = generator.generate(&prompt, args.tokens, &sampling, |token| {
+        text.push(token);
+        show_new(&text);
+        !stop.load(std::sync::atomic::Ordering::Relaxed)
+    })?;
+    println!();
+    if tokens.len() < prompt.len() + args.tokens && !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        eprintln!("stopped at {} tokens: the model's context is {context}", tokens.len());
+    }
+    Ok(0)
+}
+
+/// `tenon forward`.
+pub fn forward_pass(args: &args::Forward) -> Outcome {
+    let open = open_model(&args.model)?;
+    let mut inputs = tensors::read(&args.inputs)?;
+    let takes_labels = open.model.inputs.iter().any(|i| i.name == "labels");
+    let labels = inputs.iter().position(|t| t.name == "labels").filter(|_| !takes_labels).map(|i| inputs.remove(i));
+    let backend = backend(None)?;
+    let mut outputs = forward(&open.model, &open.values, &inputs, &backend)?;
+    if let Some(labels) = labels {
+        let logits = outputs.iter().find(|t| t.name == "logits");
+        let Some(loss) = logits.and_then(|logits| cross_entropy(logits, &labels)) else {
+            return Err(Failure(format!("labels {:?} do not fit the model's logits", labels.shape)));
+        };
+        outputs.push(NamedTensor { name: "loss".into(), shape: vec![], values: Values::Float(vec![loss as f32]) });
+    }
+    tensors::write(&args.outputs, &outputs)?;
+    for tensor in &outputs {
+        line("", &format!("{} {:?}", tensor.name, tensor.shape));
+    }
+    Ok(0)
+}
+
+/// `tenon inspect`.
+pub fn inspect(args: &args::Inspect) -> Outcome {
+    if args.path.is_file() {
+        let tensors = tensors::read_header(&args.path)?;
+        let elements: u64 = tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+        for tensor in &tensors {
+            println!("{:?}\t{:?}\t{}", tensor.dtype, tensor.shape, tensor.name);
+        }
+        println!("{} tensors, {} elements", tensors.len(), show::count(elements));
+        return Ok(0);
+    }
+    if let Some(experiment) = read_experiment(&args.path)? {
+        println!("{}", experiment.frozen());
+    }
+    if let Ok(folder) = tenon::model_folder::resolve(&args.path) {
+        let model = tenon::nn::open(&folder)?;
+        println!("{model} · {} parameters · {}", show::count(model.parameter_count() as u64), folder.display());
+        for (name, value) in &model.hyperparameters {
+            println!("  {name} = {value}");
+        }
+        for parameter in model.variables() {
+            println!("{:?}\t{}", parameter.shape, parameter.name);
+        }
+        return Ok(0);
+    }
+    match args.path.join("experiment.toml").exists() {
+        true => Ok(0),
+        false => Err(ModelError::new(format!("{}: neither a run, nor a model, nor a safetensors file", args.path.display())).into()),
+    }
+}
+
+/// `tenon schema`.
+pub fn schema() -> Outcome {
+    println!("{}", serde_json::to_string_pretty(&Experiment::schema())?);
+    Ok(0)
+}
+
+/// `tenon doc`.
+pub fn doc(args: &args::Doc) -> Outcome {
+    match args.page {
+        args::Page::Layers => print!("{}", reference_markdown()),
+    }
+    Ok(0)
+}
