@@ -9,8 +9,10 @@ use tenon_graph::types::DType;
 use super::kernel::{Body, Elementwise, Kernel, Lane, Operand};
 use crate::math;
 
-/// Heavy operations work on the last lanes of a tile as on a whole vector of this many.
+/// Heavy operations work on the last lanes of a tile as on a whole vector of this many,
 const VECTOR: usize = 32;
+/// unless there are this few.
+const FEW: usize = 4;
 
 /// A function of one lane.
 trait Map {
@@ -52,7 +54,11 @@ fn map<M: Map>(to: &mut [M::Out], from: &[M::In]) {
     for (y, x) in to_whole.iter_mut().zip(from_whole) {
         *y = M::apply(*x);
     }
-    if M::HEAVY && !from_rest.is_empty() {
+    if from_rest.len() <= FEW {
+        for (y, x) in to_rest.iter_mut().zip(from_rest) {
+            *y = M::apply(*x);
+        }
+    } else {
         let mut padded = [M::In::default(); VECTOR];
         let mut results = [M::Out::default(); VECTOR];
         padded[..from_rest.len()].copy_from_slice(from_rest);
@@ -253,7 +259,7 @@ maps! {
 
 /// The nearest bf16, halves to even; NaN stays NaN.
 #[inline(always)]
-fn round_to_bf16(x: f32) -> f32 {
+pub fn round_to_bf16(x: f32) -> f32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
     let quiet = (bits | 0x0040_0000) & 0xFFFF_0000;
@@ -290,7 +296,7 @@ angles! {
 
 macro_rules! zips {
     ($($name:ident $in:ty => $out:ty, |$a:ident, $b:ident| $result:expr;)*) => {$(
-        pub(super) struct $name;
+        struct $name;
         impl Zip for $name {
             type In = $in;
             type Out = $out;

@@ -128,7 +128,7 @@ pub struct Load {
     pub n: usize,
 }
 
-/// Arguments of stores: `n` lanes at `from`, already rounded to the element type, narrowed to elements at `to`.
+/// Arguments of stores: `n` lanes at `from` narrowed to elements at `to`; bf16 is rounded.
 pub struct Store {
     /// The first element.
     pub to: *mut u8,

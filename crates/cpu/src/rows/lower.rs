@@ -52,8 +52,6 @@ pub struct StoreTo {
 pub struct Column {
     /// The kernel.
     pub columns: Columns,
-    /// The element type of the result.
-    pub dtype: DType,
     /// Where it goes.
     pub store: StoreTo,
 }
@@ -62,8 +60,6 @@ pub struct Column {
 pub struct Total {
     /// The kernels.
     pub reduction: Reduction,
-    /// The element type of the result.
-    pub dtype: DType,
     /// Where it goes.
     pub store: StoreTo,
     /// Its accumulator.
@@ -111,11 +107,13 @@ struct Lowering<'a> {
     lowered: Lowered,
     /// The value of each instruction; of no meaning for column and total reductions.
     of: Vec<Id>,
+    /// Values rounded to bf16: (rounded, before).
+    rounded: Vec<(Id, Id)>,
 }
 
 /// The steps of a fused unit.
 pub fn lower(fused: &Fused, graph: &Graph) -> Lowered {
-    let mut lowering = Lowering { fused, graph, lowered: Lowered::default(), of: Vec::new() };
+    let mut lowering = Lowering { fused, graph, lowered: Lowered::default(), of: Vec::new(), rounded: Vec::new() };
     if fused.rows * fused.cols == 0 {
         lowering.results_of_nothing();
         return lowering.lowered;
@@ -129,7 +127,23 @@ pub fn lower(fused: &Fused, graph: &Graph) -> Lowered {
             }
         }
     }
-    lowering.lowered
+    let mut lowered = lowering.lowered;
+    drop_unused(&mut lowered);
+    lowered
+}
+
+/// Drops the steps whose results nothing reads.
+fn drop_unused(lowered: &mut Lowered) {
+    let mut read = vec![false; lowered.values.len()];
+    let mut kept: Vec<Step<Id>> = Vec::with_capacity(lowered.steps.len());
+    for step in lowered.steps.drain(..).rev() {
+        if step.writes().is_none_or(|to| read[to]) {
+            step.reads().into_iter().for_each(|id| read[id] = true);
+            kept.push(step);
+        }
+    }
+    kept.reverse();
+    lowered.steps = kept;
 }
 
 impl Lowering<'_> {
@@ -162,7 +176,12 @@ impl Lowering<'_> {
     }
 
     fn rounded(&mut self, id: Id, dtype: DType, exact: bool) -> Id {
-        if dtype == DType::BF16 && !exact { self.map(round_kernel(), &[id]) } else { id }
+        if dtype != DType::BF16 || exact {
+            return id;
+        }
+        let rounded = self.map(round_kernel(), &[id]);
+        self.rounded.push((rounded, id));
+        rounded
     }
 
     /// `id` with as many lanes as `extent` says.
@@ -213,7 +232,12 @@ impl Lowering<'_> {
                 to
             }
             Code::Index { window, divide, modulo } => {
-                let (window, extent) = self.reach(window, instruction.spread);
+                let (mut window, mut extent) = self.reach(window, instruction.spread);
+                let cols = self.fused.cols;
+                if window == Window::spaced(self.fused.rows * cols, 1) && divide.is_multiple_of(cols) {
+                    // An axis outside the rows counts: the index of a row's first element is that of all.
+                    (window, extent) = (Window::spaced(self.fused.rows, cols), Extent::Row);
+                }
                 self.lowered.positions.push(Positions { window, divide: *divide, modulo: *modulo });
                 let to = self.value(extent, 0);
                 self.lowered.steps.push(Step::Index { positions: self.lowered.positions.len() - 1, to });
@@ -264,15 +288,15 @@ impl Lowering<'_> {
         }
         let stored = self.fused.stores.iter().find(|(r, _)| *r == reg).map(|(_, value)| *value);
         if let Some(value) = stored {
-            let (store, dtype) = (self.store_to(value), instruction.dtype);
+            let store = self.store_to(value);
             if instruction.spread == Spread::Column {
                 let columns = reduction.columns.expect("argmax is only taken along rows");
-                self.lowered.columns.push(Column { columns, dtype, store });
+                self.lowered.columns.push(Column { columns, store });
                 self.lowered.steps.push(Step::Column { column: self.lowered.columns.len() - 1, from });
             } else {
                 let accumulator = self.lowered.accumulators;
                 self.lowered.accumulators += 1;
-                self.lowered.totals.push(Total { reduction, dtype, store, accumulator });
+                self.lowered.totals.push(Total { reduction, store, accumulator });
                 self.lowered.steps.push(Step::Accumulate { reduction, from, accumulator });
             }
         }
@@ -285,7 +309,10 @@ impl Lowering<'_> {
             Spread::Uniform if self.graph.ty(value).elements() == 1 => Extent::Uniform,
             _ => Extent::Full,
         };
-        let from = self.widened(id, extent);
+        // A store of bf16 rounds by itself.
+        let before = self.rounded.iter().find(|(rounded, _)| *rounded == id).map(|(_, before)| *before);
+        let unrounded = before.filter(|_| self.graph.ty(value).dtype == DType::BF16).unwrap_or(id);
+        let from = self.widened(unrounded, extent);
         let store = self.store_to(value);
         self.lowered.stores.push(store);
         self.lowered.steps.push(Step::Store { store: self.lowered.stores.len() - 1, from });

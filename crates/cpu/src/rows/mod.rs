@@ -5,11 +5,11 @@
 //! cost of choosing the kernel is shared by hundreds of elements, and values between steps never reach memory.
 //!
 //! **Bits.** Results depend on the unit alone. Each operation rounds by itself; a row is reduced in the fixed shape of
-//! [`reduce`]; reductions over rows or everything are cut into chunks by the sizes of the domain alone, and combined in
+//! `reduce`; reductions over rows or everything are cut into chunks by the sizes of the domain alone, and combined in
 //! order. Neither the size of tiles, nor the number of threads, nor the instruction set, nor whether a value passed
 //! through memory can be seen in a result (NaN is NaN; its sign and payload are not promised).
 //!
-//! Read [`lower`] for how a unit becomes steps, [`step`] for what they are, `run` for how tiles go through them.
+//! Read `lower` for how a unit becomes steps, `step` for what they are, `run` for how tiles go through them.
 
 mod elementwise;
 mod kernel;

@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use tenon_graph::types::DType;
+use tenon_graph::random::node_key;
 
-use super::elementwise::round_kernel;
 use super::kernel::{Accumulate, Elementwise, Finish, FoldRows, Operand, RandomBits, ReduceRows};
 use super::lower::StoreTo;
 use super::reduce::Accumulator;
 use super::step::{Extent, Slot, Step};
-use super::window::{node_key, random_kernel};
+use super::window::random_kernel;
 use super::{ALIGNMENT, COMBINED, Chunks, Layout, RowProgram};
 use crate::isa::{Cpu, Isa};
 
@@ -114,26 +113,6 @@ impl Run<'_> {
         unsafe { store.format.store(self.isa, lanes, self.buffers[store.buffer], first, n) }
     }
 
-    /// Rounds lanes in place to an element type.
-    unsafe fn round(&self, dtype: DType, lanes: *mut u32, n: usize) {
-        const BLOCK: usize = 64;
-        if dtype != DType::BF16 {
-            return;
-        }
-        let kernel = round_kernel().get(self.isa);
-        let mut unrounded = [0u32; BLOCK];
-        for first in (0..n).step_by(BLOCK) {
-            let n = BLOCK.min(n - first);
-            // SAFETY: the caller knows that `n` lanes are there; the kernel reads a copy of them.
-            unsafe {
-                let to = lanes.add(first);
-                unrounded.as_mut_ptr().copy_from(to, n);
-                let from = Operand { lanes: unrounded.as_ptr(), splat: false };
-                kernel(&Elementwise { to, from: [from, Operand::NONE, Operand::NONE], n });
-            }
-        }
-    }
-
     /// Results may be computed right into a buffer unless something is still to be read from it.
     unsafe fn choose_direct_stores(&self) {
         for (i, store) in self.program.stores.iter().enumerate() {
@@ -160,7 +139,6 @@ impl Run<'_> {
         unsafe {
             let (from, width) = (self.total(index, 0).cast_const(), self.program.chunk_count());
             total.reduction.rows.get(self.isa)(&ReduceRows { to: &raw mut result, from, rows: 1, width });
-            self.round(total.dtype, &raw mut result, 1);
             self.store(&total.store, &raw const result, 0, 1);
         }
     }
@@ -183,7 +161,6 @@ impl Run<'_> {
                 let from = self.partial(index, group * pieces + piece).add(cols.start).cast_const();
                 column.columns.fold.get(self.isa)(&FoldRows { into, from, rows: 1, width });
             }
-            self.round(column.dtype, into, width);
             self.store(&column.store, into, group * self.program.cols + cols.start, width);
         }
     }
@@ -307,9 +284,12 @@ impl Worker<'_> {
                 Step::Index { positions, to } => {
                     let (first, n) = self.span(to.extent, tile);
                     let mut lane = self.own_memory(*to);
-                    program.positions[*positions].indices(first, n, |index| {
-                        *lane = index;
-                        lane = lane.add(1);
+                    program.positions[*positions].indices(first, n, |index, increment, count| {
+                        let lanes = std::slice::from_raw_parts_mut(lane, count);
+                        for (y, i) in lanes.iter_mut().zip(0u32..) {
+                            *y = index + i * increment;
+                        }
+                        lane = lane.add(count);
                     });
                 }
                 Step::Key { buffer, stream, to } => {
@@ -417,7 +397,6 @@ impl Worker<'_> {
                 let rows = stop - row;
                 column.columns.fold.get(run.isa)(&FoldRows { into, from, rows, width: tile.width });
                 if !partials && stop == (group + 1) * program.group {
-                    run.round(column.dtype, into, tile.width);
                     run.store(&column.store, into, group * program.cols + tile.col, tile.width);
                 }
                 from = from.add(rows * tile.width);

@@ -3,10 +3,11 @@
 use std::marker::PhantomData;
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tenon_graph::lower::access::Strided;
 use tenon_graph::types::{DType, MAX_RANK};
 
+use super::elementwise::round_to_bf16;
 use super::kernel::{Body, Kernel, Load, RandomBits, Store};
 
 /// Where elements lie in a buffer, in order: an offset and a loop nest of (size, stride), outermost first, in elements.
@@ -20,6 +21,11 @@ impl Window {
     /// The window of a strided view.
     pub fn new(strided: &Strided) -> Window {
         Window { offset: strided.offset, runs: strided.runs() }
+    }
+
+    /// Elements evenly spaced from the first of the buffer on.
+    pub fn spaced(size: usize, stride: usize) -> Window {
+        Window { offset: 0, runs: smallvec![(size, stride)] }
     }
 
     /// Whether all elements are one.
@@ -141,7 +147,7 @@ impl Element for u32 {
     }
 }
 
-/// The upper half of an `f32`.
+/// A bf16: the upper half of an `f32`.
 impl Element for u16 {
     #[inline(always)]
     fn widen(self) -> u32 {
@@ -149,7 +155,7 @@ impl Element for u16 {
     }
     #[inline(always)]
     fn narrow(lane: u32) -> u16 {
-        (lane >> 16) as u16
+        (round_to_bf16(f32::from_bits(lane)).to_bits() >> 16) as u16
     }
 }
 
@@ -274,19 +280,22 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// Calls `write` with the index of each of the elements `first..first + n`, in order.
-    pub fn indices(&self, first: usize, n: usize, mut write: impl FnMut(u32)) {
+    /// Calls `write` with (index, increment, how many) for each piece of evenly spaced indices of the elements
+    /// `first..first + n`, in order.
+    pub fn indices(&self, first: usize, n: usize, mut write: impl FnMut(u32, u32, usize)) {
         self.window.pieces(first, n, |at, stride, n| {
-            if stride != 1 || self.divide != 1 {
-                for i in 0..n {
-                    write(((at + i * stride) / self.divide % self.modulo) as u32);
-                }
-                return;
-            }
-            let mut index = at % self.modulo;
-            for _ in 0..n {
-                write(index as u32);
-                index = if index + 1 == self.modulo { 0 } else { index + 1 };
+            let (mut at, mut left) = (at, n);
+            while left > 0 {
+                let index = at / self.divide % self.modulo;
+                let (increment, count) = match (stride, self.divide) {
+                    (0, _) => (0, left),
+                    (stride, 1) => (stride, (self.modulo - index).div_ceil(stride)),
+                    (stride, divide) => (0, (divide - at % divide).div_ceil(stride)),
+                };
+                let count = count.min(left);
+                write(index as u32, increment as u32, count);
+                at += count * stride;
+                left -= count;
             }
         });
     }
@@ -303,7 +312,7 @@ impl Body for RandomBody {
         let to = unsafe { from_raw_parts_mut(args.to, args.n) };
         for (i, y) in to.iter_mut().enumerate() {
             let index = args.first + i as u64;
-            *y = philox([index as u32, (index >> 32) as u32], args.key)[0];
+            *y = philox([index as u32, (index >> 32) as u32], args.key);
         }
     }
 }
@@ -313,9 +322,9 @@ pub fn random_kernel() -> Kernel<RandomBits> {
     Kernel::new::<RandomBody>()
 }
 
-/// Philox2x32-10: here so that it becomes part of a vector loop; equal to `tenon_graph::random`, which defines it.
+/// The first word of `tenon_graph::random::philox2x32`, here so that it becomes part of a vector loop.
 #[inline(always)]
-fn philox(counter: [u32; 2], key: u32) -> [u32; 2] {
+fn philox(counter: [u32; 2], key: u32) -> u32 {
     const MULTIPLIER: u64 = 0xD256_D193;
     const WEYL: u32 = 0x9E37_79B9;
     let ([mut a, mut b], mut key) = (counter, key);
@@ -324,10 +333,5 @@ fn philox(counter: [u32; 2], key: u32) -> [u32; 2] {
         (a, b) = ((product >> 32) as u32 ^ key ^ b, product as u32);
         key = key.wrapping_add(WEYL);
     }
-    [a, b]
-}
-
-/// The key of a random node: its stream applied to the key of the step.
-pub fn node_key(key: [u32; 2], stream: u32) -> u32 {
-    philox(key, stream)[0]
+    a
 }
