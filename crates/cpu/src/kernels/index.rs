@@ -84,7 +84,9 @@ fn row_elements(name: &str, view: &View<'_>, row_axes: usize) -> usize {
 pub fn gather_rows(cpu: &Cpu, table: &View<'_>, indices: &View<'_>, to: &mut ViewMut<'_>) -> Result<(), OutOfRange> {
     let lead = indices.shape().len();
     assert!(
-        table.dtype() == to.dtype() && to.shape()[..lead] == *indices.shape() && to.shape()[lead..] == table.shape()[1..],
+        table.dtype() == to.dtype()
+            && to.shape()[..lead] == *indices.shape()
+            && to.shape()[lead..] == table.shape()[1..],
         "gather of {:?} at {:?} into {:?}",
         table.shape(),
         indices.shape(),

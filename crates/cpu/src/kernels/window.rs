@@ -2,7 +2,7 @@
 //! size one.
 
 use super::view::{DType, View};
-use crate::simd::{Float, LANES, Lanes};
+use crate::simd::{Float, LANES, Lanes, narrow, widen};
 use tenon_graph::op::Window;
 
 /// The window on an axis that is not there.
@@ -159,6 +159,34 @@ impl Pixels {
     #[inline(always)]
     pub(super) fn bytes(&self, offset: usize) -> *mut u8 {
         self.ptr.wrapping_add(offset * self.dtype.size())
+    }
+
+    /// The value at an offset.
+    ///
+    /// # Safety
+    /// It exists.
+    pub(super) unsafe fn get(&self, offset: usize) -> f32 {
+        // SAFETY: as the caller says.
+        unsafe {
+            match self.dtype {
+                DType::F32 => *self.ptr.cast::<f32>().add(offset),
+                _ => widen(*self.ptr.cast::<u16>().add(offset)),
+            }
+        }
+    }
+
+    /// Writes the value at an offset.
+    ///
+    /// # Safety
+    /// It exists in memory to be written, by this thread alone.
+    pub(super) unsafe fn set(&self, offset: usize, x: f32) {
+        // SAFETY: as the caller says.
+        unsafe {
+            match self.dtype {
+                DType::F32 => *self.ptr.cast::<f32>().add(offset) = x,
+                _ => *self.ptr.cast::<u16>().add(offset) = narrow(x),
+            }
+        }
     }
 
     /// `count <= 16` channels from an offset on, the other lanes 0.

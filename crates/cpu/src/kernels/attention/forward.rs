@@ -100,8 +100,12 @@ impl Task for Tile<'_> {
         // SAFETY: the pieces belong to this worker, have these sizes and do not overlap; rows `first..first + queries`
         // and keys below `s` exist, and this task alone writes the outputs of its queries of its head.
         unsafe {
-            Rows::of(&self.operands.query, batch, first, head)
-                .copy_transposed::<V>(queries, width, self.spec.scale, query);
+            Rows::of(&self.operands.query, batch, first, head).copy_transposed::<V>(
+                queries,
+                width,
+                self.spec.scale,
+                query,
+            );
             clear(sums, queries * padded);
             clear(sum, QUERIES);
             for at in (0..QUERIES).step_by(LANES) {
