@@ -119,7 +119,7 @@ impl Plan {
     }
 
     /// Moves the axis `i` to the end.
-    fn to_end(&mut self, i: usize) {
+    fn move_last(&mut self, i: usize) {
         self.axes[i..self.rank].rotate_left(1);
     }
 
@@ -133,7 +133,7 @@ impl Plan {
         let other = self.axes[..self.rank.saturating_sub(1)].iter().position(|axis| axis.from == 1);
         let (from, to) = (Pointer(from.cast_mut()), Pointer(to));
         if let (1, 2.., Some(other)) = (last.to, last.from, other) {
-            self.to_end(other);
+            self.move_last(other);
             let rows = self.axes[self.rank - 1];
             let (across, down) = (last.size.div_ceil(SIDE), rows.size.div_ceil(SIDE));
             let outer = &self.axes[..self.rank - 2];

@@ -61,8 +61,8 @@ impl Rows {
         }
     }
 
-    /// The rows as `f32` with zeros, or what another row has, up to whole vectors: in place if they are such rows, else
-    /// copied to `to`. Gives the first and the stride.
+    /// The first of the rows as `f32` of whole vectors, and their stride: in place if that is what they are, else copied
+    /// to `to` as by [`Rows::copy`] with scale 1.
     ///
     /// # Safety
     /// As [`Rows::copy`].

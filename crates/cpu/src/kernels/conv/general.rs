@@ -160,19 +160,25 @@ fn classes(geometry: &Geometry) -> impl Iterator<Item = Class> {
 }
 
 impl Class {
-    fn reaches(&self, geometry: &Geometry, axis: usize, tap: usize) -> bool {
-        let window = &geometry.windows[axis];
-        let (place, back) = (self.residue[axis] + window.low, tap * window.dilation);
-        place % window.stride == back % window.stride
+    /// The elements of a window that reach the class along one axis, ascending.
+    fn taps_along(&self, geometry: &Geometry, axis: usize) -> impl Iterator<Item = usize> + Clone {
+        let window = geometry.windows[axis];
+        let place = self.residue[axis] + window.low;
+        // What reaches is a progression: from the first such element on, every `step`-th.
+        let reaches = move |tap: &usize| place % window.stride == tap * window.dilation % window.stride;
+        let step = (1..window.stride).find(|step| (step * window.dilation).is_multiple_of(window.stride));
+        let first = (0..window.size).find(reaches).unwrap_or(window.size);
+        (first..window.size).step_by(step.unwrap_or(window.stride))
     }
 
     /// The elements of a window that reach the class, ascending, as places in the window.
     fn for_taps(&self, geometry: &Geometry, mut visit: impl FnMut([usize; 3])) {
-        let sizes = geometry.windows.map(|w| w.size);
-        for tap in 0..geometry.taps() {
-            let tap = place(tap, sizes);
-            if (0..3).all(|axis| self.reaches(geometry, axis, tap[axis])) {
-                visit(tap);
+        let [along_d, along_h, along_w] = [0, 1, 2].map(|axis: usize| self.taps_along(geometry, axis));
+        for d in along_d {
+            for h in along_h.clone() {
+                for w in along_w.clone() {
+                    visit([d, h, w]);
+                }
             }
         }
     }
@@ -222,7 +228,8 @@ pub(super) fn input_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, w: Pixel
             }
         }
         let rows = block_rows(depth * size);
-        let pixels = geometry.n * class.pixels(geometry);
+        let each = class.pixels(geometry);
+        let pixels = geometry.n * each;
         cpu.pool.run(pixels.div_ceil(rows) * spec.groups, |task, worker| {
             let (first, group) = (task / spec.groups * rows, task % spec.groups);
             let m = (pixels - first).min(rows);
@@ -238,7 +245,7 @@ pub(super) fn input_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, w: Pixel
                 gemm(cpu, &product, block, packed.get().add(group * bytes), result, memory, None);
                 let run = columns * spec.result.size();
                 for i in 0..m {
-                    let (n, pixel) = ((first + i) / class.pixels(geometry), (first + i) % class.pixels(geometry));
+                    let (n, pixel) = ((first + i) / each, (first + i) % each);
                     let to = dx.offset(n, class.pixel(geometry, pixel)) + group * columns;
                     std::ptr::copy_nonoverlapping(result.add(i * run), dx.bytes(to), run);
                 }
@@ -273,24 +280,30 @@ unsafe fn turn_weights(spec: &Convolution, w: &Pixels, class: &Class, group: usi
 /// The pixels exist and `to` has the room.
 unsafe fn fold_rows(spec: &Convolution, dy: &Pixels, class: &Class, group: usize, first: usize, n: usize, to: *mut u8) {
     let (geometry, run) = (&spec.geometry, spec.group_filters * spec.dtype.size());
+    let [along_d, along_h, along_w] = [0, 1, 2].map(|axis: usize| class.taps_along(geometry, axis));
+    let pixels = class.pixels(geometry);
     let mut to = to;
     for index in first..first + n {
-        let (batch, pixel) = (index / class.pixels(geometry), index % class.pixels(geometry));
-        let at = class.pixel(geometry, pixel);
-        class.for_taps(geometry, |tap| {
-            let window = |axis: usize| geometry.window_of(axis, at[axis], tap[axis]);
-            // SAFETY: windows that exist; `to` moves over as many runs as there are pixels and taps.
-            unsafe {
-                match (window(0), window(1), window(2)) {
-                    (Some(z), Some(y), Some(x)) => {
-                        let from = dy.offset(batch, [z, y, x]) + group * spec.group_filters;
-                        std::ptr::copy_nonoverlapping(dy.bytes(from), to, run);
+        let (batch, at) = (index / pixels, class.pixel(geometry, index % pixels));
+        for d in along_d.clone() {
+            let z = geometry.window_of(0, at[0], d);
+            for h in along_h.clone() {
+                let zy = z.zip(geometry.window_of(1, at[1], h));
+                for w in along_w.clone() {
+                    // SAFETY: windows that exist; `to` moves over as many runs as there are pixels and taps.
+                    unsafe {
+                        match zy.zip(geometry.window_of(2, at[2], w)) {
+                            Some(((z, y), x)) => {
+                                let from = dy.offset(batch, [z, y, x]) + group * spec.group_filters;
+                                std::ptr::copy_nonoverlapping(dy.bytes(from), to, run);
+                            }
+                            None => std::ptr::write_bytes(to, 0, run),
+                        }
+                        to = to.add(run);
                     }
-                    _ => std::ptr::write_bytes(to, 0, run),
                 }
-                to = to.add(run);
             }
-        });
+        }
     }
 }
 
