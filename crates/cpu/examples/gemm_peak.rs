@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 use tenon_cpu::gemm::{Float, GemmSpec, Layout, gemm, gemm_scratch_bytes, pack_b, packed_bytes};
-use tenon_cpu::isa::{Cpu, Isa};
+use tenon_cpu::isa::Cpu;
 
 /// Seconds, the median of runs that take `budget` in all; at least 3 runs after one that is not counted.
 fn median(budget: Duration, mut run: impl FnMut()) -> f64 {
@@ -52,20 +52,19 @@ impl Buffer {
     }
 }
 
-/// Multiply-adds of one call of [`peak_loop`] per lane.
-const PEAK_STEPS: usize = 2_000_000;
-
 #[cfg(target_arch = "x86_64")]
 mod peak {
-    use super::PEAK_STEPS;
     use std::arch::x86_64::*;
     use std::hint::black_box;
+
+    /// Rounds of a loop; each adds to all its sums.
+    pub const STEPS: usize = 2_000_000;
 
     #[target_feature(enable = "avx512f")]
     pub unsafe fn f32_avx512() {
         let x = _mm512_set1_ps(black_box(0.5));
         let mut sums = [_mm512_setzero_ps(); 24];
-        for _ in 0..PEAK_STEPS {
+        for _ in 0..STEPS {
             for s in &mut sums {
                 *s = _mm512_fmadd_ps(x, x, *s);
             }
@@ -78,7 +77,7 @@ mod peak {
         // SAFETY: both are 64 bytes of plain numbers.
         let x = unsafe { std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(black_box(0.5))) };
         let mut sums = [_mm512_setzero_ps(); 24];
-        for _ in 0..PEAK_STEPS {
+        for _ in 0..STEPS {
             for s in &mut sums {
                 *s = _mm512_dpbf16_ps(*s, x, x);
             }
@@ -90,7 +89,7 @@ mod peak {
     pub unsafe fn f32_avx2() {
         let x = _mm256_set1_ps(black_box(0.5));
         let mut sums = [_mm256_setzero_ps(); 12];
-        for _ in 0..PEAK_STEPS {
+        for _ in 0..STEPS {
             for s in &mut sums {
                 *s = _mm256_fmadd_ps(x, x, *s);
             }
@@ -100,25 +99,26 @@ mod peak {
 }
 
 /// GFLOP/s of multiply-adds on registers, all threads; `None` where this program has no loop for it.
+#[cfg(target_arch = "x86_64")]
 fn peak(cpu: &Cpu, dtype: Float) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
+    use tenon_cpu::isa::Isa;
     let (run, flop): (unsafe fn(), usize) = match (cpu.isa(), dtype) {
         (Isa::Avx512Bf16, Float::Bf16) => (peak::bf16_avx512, 24 * 64),
         (Isa::Avx512 | Isa::Avx512Bf16, _) => (peak::f32_avx512, 24 * 32),
         (Isa::Avx2, _) => (peak::f32_avx2, 12 * 16),
         (Isa::Portable, _) => return None,
     };
-    #[cfg(not(target_arch = "x86_64"))]
-    let (run, flop): (unsafe fn(), usize) = {
-        let _ = dtype;
-        return None;
-    };
     let threads = cpu.pool.threads();
     let time = median(Duration::from_millis(300), || {
         // SAFETY: the processor has the instruction set of the Cpu.
         cpu.pool.run(threads, |_, _| unsafe { run() });
     });
-    Some((threads * flop * PEAK_STEPS) as f64 / time / 1e9)
+    Some((threads * flop * peak::STEPS) as f64 / time / 1e9)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn peak(_: &Cpu, _: Float) -> Option<f64> {
+    None
 }
 
 /// GFLOP/s of Tenon.

@@ -5,6 +5,7 @@ mod gemm_support;
 use gemm_support::{Guarded, Random, at, check, cpus, reach};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tenon_cpu::gemm::{DOT_ROWS, Float, GemmSpec, Layout, gemm, gemm_scratch_bytes};
+use tenon_cpu::isa::Isa;
 
 const F32: Float = Float::F32;
 const BF16: Float = Float::Bf16;
@@ -65,6 +66,18 @@ fn many_blocks_of_k_many_chunks_of_rows_and_columns() {
                 check(&cpus, &spec, || random.unit());
             }
         }
+    }
+}
+
+/// More of a transposed A than is packed for all workers at once: in several rounds, or, with a very long k, by each
+/// worker. (The portable instruction set would take seconds.)
+#[test]
+fn more_rows_of_a_than_the_shared_scratch_holds() {
+    let best = Isa::supported().pop();
+    let cpus: Vec<_> = cpus().into_iter().filter(|cpu| Some(cpu.isa()) == best).collect();
+    let random = &mut Random(17);
+    for shape in [[410, 65, 5300], [45, 65, 50_000]] {
+        check(&cpus, &plain([F32, F32], shape, [true, false]), || random.unit());
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::bf16::{Lowest, widen};
 use super::micro::{Kernels, Lane, ROWS, Tile};
-use super::pack::{A_WIDTH, Pack, Source, packer};
-use super::plan::{ALIGN, KBlocks, Plan};
+use super::pack::{A_WIDTH, Pack, Packed, Source, packer};
+use super::plan::{KBlocks, Plan, RowsOfA};
 use super::{Epilogue, Float, GemmSpec, Layout, Strip};
 use crate::isa::{Cpu, Isa};
 use std::ops::Range;
@@ -14,65 +14,28 @@ struct Shared<T>(T);
 // SAFETY: the parts are disjoint (see `run` and `pack_b`), and the caller of the kernel vouches for the memory.
 unsafe impl<T> Sync for Shared<T> {}
 
-impl<T: Copy> Shared<T> {
-    fn get(&self) -> T {
-        self.0
-    }
-}
-
-/// The layout of a packed B: blocks of k, in each the panels `[lane][width]`, then the lowest exponent of each panel.
-pub(super) struct Packed {
-    kernels: &'static Kernels,
-    lane: Lane,
-    k: KBlocks,
-    n: usize,
-    /// Columns in memory.
-    width: usize,
-    pub(super) bytes: usize,
-}
-
-impl Packed {
-    pub(super) fn new(isa: Isa, dtype: Float, k: usize, n: usize) -> Packed {
-        let lane = Lane::of(dtype, isa);
-        let kernels = Kernels::of(isa, lane);
-        let k = KBlocks::new(lane, k);
-        let width = n.next_multiple_of(kernels.vector);
-        let panels = n.div_ceil(kernels.width());
-        let bytes = 4 * (lane.count(k.k) * width + k.count() * panels);
-        Packed { kernels, lane, k, n, width, bytes: bytes.next_multiple_of(ALIGN) }
-    }
-
-    fn panels(&self) -> usize {
-        self.n.div_ceil(self.kernels.width())
-    }
-
-    /// Where a panel of a block starts, and where its lowest exponent is, in 32-bit lanes.
-    fn at(&self, block: usize, panel: usize) -> (usize, usize) {
-        let (first, len) = self.k.get(block);
-        let panel_at = self.lane.count(first) * self.width + panel * self.kernels.width() * self.lane.count(len);
-        (panel_at, self.lane.count(self.k.k) * self.width + block * self.panels() + panel)
-    }
-}
-
 /// See [`super::pack_b`].
 pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *const u8, dst: *mut u8) {
-    let packed = Packed::new(cpu.isa(), layout.dtype, k, n);
+    let packed = packed_b(cpu.isa(), layout.dtype, k, n);
+    let (k_stride, col_stride) = (layout.row_stride, layout.col_stride);
+    let source = Source { ptr: b, dtype: layout.dtype, k, k_stride, cols: n, col_stride };
+    // SAFETY: the caller's.
+    unsafe { pack_all(cpu, &packed, source, dst.cast()) }
+}
+
+/// The layout of a packed B.
+pub(super) fn packed_b(isa: Isa, dtype: Float, k: usize, n: usize) -> Packed {
+    Packed::new(isa, dtype, k, n, Kernels::of(isa, Lane::of(dtype, isa)).width())
+}
+
+/// Packs a whole source, each panel of each block of k a task.
+unsafe fn pack_all(cpu: &Cpu, packed: &Packed, source: Source, dst: *mut u32) {
     let pack = packer(cpu.isa());
-    let source =
-        Source { ptr: b, dtype: layout.dtype, k, k_stride: layout.row_stride, cols: n, col_stride: layout.col_stride };
-    let (source, dst) = (Shared(source), Shared(dst.cast::<u32>()));
+    let shared = &Shared((source, dst));
     cpu.pool.run(packed.panels() * packed.k.count(), |task, _| {
-        let (block, panel) = (task / packed.panels(), task % packed.panels());
-        let (first, len) = packed.k.get(block);
-        let col = panel * packed.kernels.width();
-        let cols = packed.kernels.width().min(n - col);
-        let (at, low) = packed.at(block, panel);
-        // SAFETY: the part lies inside B; each task writes its own panel and exponent, inside `packed.bytes`.
-        unsafe {
-            let part = source.get().part(first, len, col, cols);
-            let lowest = pack(&part, packed.lane, dst.get().add(at), packed.kernels.panel_width(cols));
-            dst.get().add(low).write(lowest.0);
-        }
+        let (source, dst) = shared.0;
+        // SAFETY: the caller's; each task writes its own panel and exponent, inside `packed.bytes`.
+        unsafe { packed.fill(pack, &source, dst, task / packed.panels(), task % packed.panels()) };
     });
 }
 
@@ -80,14 +43,12 @@ pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *
 pub(super) unsafe fn empty(spec: &GemmSpec, c: *mut u8, epilogue: Option<Epilogue<'_>>) {
     for batch in 0..spec.batch[0] * spec.batch[1] {
         let batch = [batch / spec.batch[1], batch % spec.batch[1]];
-        for i in 0..spec.m {
-            for j in 0..spec.n {
-                let at = spec.c.offset(batch) + (i * spec.c.row_stride + j * spec.c.col_stride) * spec.c.dtype.bytes();
-                if !spec.accumulate {
-                    // SAFETY: the caller's: the element lies in C.
-                    unsafe { std::ptr::write_bytes(c.add(at), 0, spec.c.dtype.bytes()) };
-                }
-            }
+        let elements = if spec.accumulate { 0 } else { spec.m * spec.n };
+        for element in 0..elements {
+            let (i, j) = (element / spec.n, element % spec.n);
+            let at = spec.c.offset(batch) + (i * spec.c.row_stride + j * spec.c.col_stride) * spec.c.dtype.bytes();
+            // SAFETY: the caller's: the element lies in C.
+            unsafe { std::ptr::write_bytes(c.add(at), 0, spec.c.dtype.bytes()) };
         }
         if let Some(epilogue) = epilogue
             && spec.m * spec.n > 0
@@ -101,6 +62,7 @@ pub(super) unsafe fn empty(spec: &GemmSpec, c: *mut u8, epilogue: Option<Epilogu
 struct Job<'a> {
     spec: &'a GemmSpec,
     plan: Plan,
+    kernels: &'static Kernels,
     packed: Packed,
     pack: Pack,
     a: *const u8,
@@ -108,6 +70,8 @@ struct Job<'a> {
     c: *mut u8,
     scratch: *mut u8,
     epilogue: Option<Epilogue<'a>>,
+    /// The first row of the panels in the shared scratch, and their layout.
+    shared: Option<(usize, Packed)>,
 }
 
 /// See [`super::gemm`]; k is not 0 and the rows of C are contiguous.
@@ -121,33 +85,69 @@ pub(super) unsafe fn run(
     epilogue: Option<Epilogue<'_>>,
 ) {
     let plan = Plan::new(spec, cpu.isa());
-    let packed = Packed::new(cpu.isa(), spec.b.dtype, spec.k, spec.n);
-    let pack = packer(cpu.isa());
-    let tasks = plan.items.div_ceil(plan.items_per_task);
-    let job = Shared(Job { spec, plan, packed, pack, a, b, c, scratch, epilogue });
-    let job = &job;
-    cpu.pool.run(tasks, |task, worker| {
-        let job = &job.0;
-        let first = task * job.plan.items_per_task;
-        for item in first..(first + job.plan.items_per_task).min(job.plan.items) {
-            // SAFETY: the caller's; items write disjoint parts of C, and each worker has its own scratch.
-            unsafe { job.item(item, worker) };
+    let kernels = Kernels::of(cpu.isa(), plan.lane);
+    let packed = packed_b(cpu.isa(), spec.b.dtype, spec.k, spec.n);
+    let at_once = if let RowsOfA::Shared(rows) = plan.a { rows } else { spec.m.next_multiple_of(plan.rows) };
+    let mut job =
+        Shared(Job { spec, plan, kernels, packed, pack: packer(cpu.isa()), a, b, c, scratch, epilogue, shared: None });
+    for first in (0..spec.m).step_by(at_once.max(1)) {
+        let rows = first..spec.m.min(first + at_once);
+        if let RowsOfA::Shared(_) = job.0.plan.a {
+            let packed = Packed::new(cpu.isa(), spec.a.dtype, spec.k, rows.len(), A_WIDTH);
+            // SAFETY: the caller's; the scratch starts with room for these panels.
+            unsafe {
+                let source = job.0.entry([0, 0], 0).a.part(0, spec.k, first, rows.len());
+                pack_all(cpu, &packed, source, scratch.cast());
+            }
+            job.0.shared = Some((first, packed));
         }
-    });
+        let items = job.0.plan.items(spec, rows.len());
+        let per_task = job.0.plan.items_per_task;
+        let job = &job;
+        cpu.pool.run(items.div_ceil(per_task), |task, worker| {
+            for item in task * per_task..items.min((task + 1) * per_task) {
+                // SAFETY: the caller's; items write disjoint parts of C, and each worker has its own scratch.
+                unsafe { job.0.item(item, &rows, worker) };
+            }
+        });
+    }
 }
 
 impl Job<'_> {
-    /// One row chunk by one column chunk of one batch entry.
-    unsafe fn item(&self, item: usize, worker: usize) {
+    /// One row chunk of `rows` by one column chunk of one batch entry.
+    unsafe fn item(&self, item: usize, rows: &Range<usize>, worker: usize) {
         let (spec, plan) = (self.spec, &self.plan);
-        let (row_chunk, rest) = (item % plan.rows.1, item / plan.rows.1);
-        let (col_chunk, batch) = (rest % plan.cols.1, rest / plan.cols.1);
+        let (row_chunks, col_chunks) = (rows.len().div_ceil(plan.rows), spec.n.div_ceil(plan.cols));
+        let (row_chunk, rest) = (item % row_chunks, item / row_chunks);
+        let (col_chunk, batch) = (rest % col_chunks, rest / col_chunks);
         let batch = [batch / spec.batch[1], batch % spec.batch[1]];
-        let chunk = |(size, _): (usize, usize), index: usize, end: usize| index * size..end.min((index + 1) * size);
-        let (rows, cols) = (chunk(plan.rows, row_chunk, spec.m), chunk(plan.cols, col_chunk, spec.n));
+        let row = rows.start + row_chunk * plan.rows;
+        let rows = row..rows.end.min(row + plan.rows);
+        let cols = col_chunk * plan.cols..spec.n.min((col_chunk + 1) * plan.cols);
+        // SAFETY: the caller's.
+        unsafe {
+            let entry = self.entry(batch, worker);
+            for block in 0..plan.k.count() {
+                let a = entry.rows_of_a(block, &rows);
+                for col in cols.clone().step_by(self.packed.panel) {
+                    let panel = col..cols.end.min(col + self.packed.panel);
+                    entry.panel(block, &rows, &cols, &panel, &a);
+                    if block + 1 == plan.k.count()
+                        && let Some(epilogue) = self.epilogue
+                    {
+                        epilogue(&Strip { batch, rows: rows.clone(), cols: panel }, worker);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The operands of a batch entry and the scratch of a worker.
+    unsafe fn entry(&self, batch: [usize; 2], worker: usize) -> Entry<'_> {
+        let (spec, plan) = (self.spec, &self.plan);
         // SAFETY: the caller's: offsets of this batch entry, this worker's part of the scratch.
         unsafe {
-            let entry = Entry {
+            Entry {
                 job: self,
                 a: Source {
                     ptr: self.a.add(spec.a.offset(batch)),
@@ -166,19 +166,7 @@ impl Job<'_> {
                     col_stride: spec.b.col_stride,
                 },
                 c: self.c.add(spec.c.offset(batch)),
-                scratch: self.scratch.add(worker * plan.scratch.bytes),
-            };
-            for block in 0..plan.k.count() {
-                entry.pack_a(block, &rows);
-                for col in cols.clone().step_by(self.packed.kernels.width()) {
-                    let panel = col..cols.end.min(col + self.packed.kernels.width());
-                    entry.panel(block, &rows, &cols, &panel);
-                    if block + 1 == plan.k.count()
-                        && let Some(epilogue) = self.epilogue
-                    {
-                        epilogue(&Strip { batch, rows: rows.clone(), cols: panel }, worker);
-                    }
-                }
+                scratch: self.scratch.add(plan.shared_bytes + worker * plan.scratch.bytes),
             }
         }
     }
@@ -193,62 +181,59 @@ struct Entry<'a> {
     scratch: *mut u8,
 }
 
-impl Entry<'_> {
-    /// Packs the rows of A for one block of k, if they have to be.
-    unsafe fn pack_a(&self, block: usize, rows: &Range<usize>) {
-        let Job { plan, packed, pack, .. } = self.job;
-        if !plan.pack_a {
-            return;
-        }
-        let (first, len) = plan.k.get(block);
-        for row in rows.clone().step_by(A_WIDTH) {
-            let count = A_WIDTH.min(rows.end - row);
-            let at = row - rows.start;
-            // SAFETY: the part lies inside A; the scratch holds the panels of a row chunk and their exponents.
-            unsafe {
-                let part = self.a.part(first, len, row, count);
-                let dst = self.packed_a().add(at * plan.lane.count(len));
-                let low = pack(&part, plan.lane, dst, count.next_multiple_of(packed.kernels.vector));
-                self.low().add(at / A_WIDTH).write(low);
-            }
-        }
-    }
+/// The rows of A of one block of k.
+enum Rows {
+    /// In place.
+    InPlace(Source),
+    /// In panels that start at the given row: their layout, and the block of it.
+    Panels { packed: Packed, lanes: *const u32, first: usize, block: usize },
+}
 
-    /// The panels of the row chunk.
-    unsafe fn packed_a(&self) -> *mut u32 {
-        // SAFETY: inside the scratch, whose parts are aligned.
-        unsafe { self.scratch.add(self.job.plan.scratch.a).cast() }
-    }
-
-    /// The lowest exponents of these panels.
-    unsafe fn low(&self) -> *mut Lowest {
-        // SAFETY: inside the scratch, whose parts are aligned.
-        unsafe { self.scratch.add(self.job.plan.scratch.low).cast() }
-    }
-
+impl Rows {
     /// Pointers to the rows of a tile, the step between their lanes, and their lowest exponent.
-    unsafe fn rows_of_a(
-        &self,
-        block: usize,
-        rows: &Range<usize>,
-        tile: Range<usize>,
-    ) -> ([*const u32; ROWS], usize, Lowest) {
-        let Job { plan, packed, .. } = self.job;
-        let (first, len) = plan.k.get(block);
+    unsafe fn tile(&self, tile: Range<usize>) -> ([*const u32; ROWS], usize, Lowest) {
         // Pointers beyond the tile's rows repeat its last row.
         let row = |i: usize| (tile.start + i).min(tile.end - 1);
-        // SAFETY: the rows lie inside A, or in the panels that `pack_a` made of them.
+        // SAFETY: the caller's: the rows lie inside A, or in its panels.
         unsafe {
-            if !plan.pack_a {
-                let pointers = std::array::from_fn(|i| self.a.part(first, len, row(i), 1).ptr.cast());
-                return (pointers, 1, Lowest::NONE);
+            match self {
+                Rows::InPlace(a) => {
+                    let pointer = |i| a.part(0, a.k, row(i), 1).ptr.cast();
+                    (std::array::from_fn(pointer), 1, Lowest::NONE)
+                }
+                Rows::Panels { packed, lanes, first, block } => {
+                    let panel = (tile.start - first) / packed.panel;
+                    let (at, low) = packed.at(*block, panel);
+                    let start = lanes.add(at);
+                    let pointer = |i| start.add(row(i) - first - panel * packed.panel);
+                    (std::array::from_fn(pointer), packed.panel_width(panel), Lowest(*lanes.add(low)))
+                }
             }
-            let at = tile.start - rows.start;
-            let (panel, within) = (at / A_WIDTH, at % A_WIDTH);
-            let width = (rows.len() - panel * A_WIDTH).min(A_WIDTH).next_multiple_of(packed.kernels.vector);
-            let panel_at = self.packed_a().add(panel * A_WIDTH * plan.lane.count(len));
-            let pointers = std::array::from_fn(|i| panel_at.add(within + row(i) - tile.start).cast_const());
-            (pointers, width, *self.low().add(panel))
+        }
+    }
+}
+
+impl Entry<'_> {
+    /// The rows of A for one block of k, packed now if it is this worker's turn.
+    unsafe fn rows_of_a(&self, block: usize, rows: &Range<usize>) -> Rows {
+        let Job { plan, spec, pack, packed, .. } = self.job;
+        let (first, len) = plan.k.get(block);
+        // SAFETY: the part lies inside A; the scratch holds the panels of a row chunk.
+        unsafe {
+            if let Some((first, packed)) = self.job.shared {
+                return Rows::Panels { packed, lanes: self.job.scratch.cast(), first, block };
+            }
+            if plan.a == RowsOfA::InPlace {
+                return Rows::InPlace(self.a.part(first, len, 0, spec.m));
+            }
+            let k = KBlocks { k: len, block: len };
+            let packed = Packed { k, cols: rows.len(), panel: A_WIDTH, ..*packed };
+            let lanes = self.scratch.add(plan.scratch.a).cast::<u32>();
+            let source = self.a.part(first, len, rows.start, rows.len());
+            for panel in 0..packed.panels() {
+                packed.fill(*pack, &source, lanes, 0, panel);
+            }
+            Rows::Panels { packed, lanes, first: rows.start, block: 0 }
         }
     }
 
@@ -258,21 +243,21 @@ impl Entry<'_> {
         // SAFETY: the panel lies inside B, packed or not; the scratch starts with room for a panel.
         unsafe {
             if spec.packed_b {
-                let (at, low) = packed.at(block, cols.start / packed.kernels.width());
+                let (at, low) = packed.at(block, cols.start / packed.panel);
                 let lanes = self.b.ptr.cast::<u32>();
                 return (lanes.add(at), Lowest(*lanes.add(low)));
             }
             let (first, len) = plan.k.get(block);
             let part = self.b.part(first, len, cols.start, cols.len());
             let dst = self.scratch.cast::<u32>();
-            let low = pack(&part, plan.lane, dst, packed.kernels.panel_width(cols.len()));
+            let low = pack(&part, plan.lane, dst, packed.panel_width(cols.start / packed.panel));
             (dst, low)
         }
     }
 
     /// All tiles of the row chunk over one panel, for one block of k. `chunk` is the column chunk of the panel.
-    unsafe fn panel(&self, block: usize, rows: &Range<usize>, chunk: &Range<usize>, cols: &Range<usize>) {
-        let Job { plan, packed, spec, .. } = self.job;
+    unsafe fn panel(&self, block: usize, rows: &Range<usize>, chunk: &Range<usize>, cols: &Range<usize>, a: &Rows) {
+        let Job { plan, kernels, spec, .. } = self.job;
         let lanes = plan.lane.count(plan.k.get(block).1);
         let (starts, ends) = (block == 0 && !spec.accumulate, block + 1 == plan.k.count());
         // SAFETY: the caller's: every pointer stays in A, in C and in this worker's scratch.
@@ -282,7 +267,7 @@ impl Entry<'_> {
                 self.c.add((row * spec.c.row_stride + cols.start * spec.c.col_stride) * spec.c.dtype.bytes())
             };
             let sums = |row: usize| {
-                let at = (row - rows.start) * plan.cols.0 + (cols.start - chunk.start);
+                let at = (row - rows.start) * plan.cols + (cols.start - chunk.start);
                 self.scratch.add(plan.scratch.sums).cast::<f32>().add(at)
             };
             if plan.sums && block == 0 && spec.accumulate {
@@ -294,12 +279,12 @@ impl Entry<'_> {
             }
             for first in rows.clone().step_by(ROWS) {
                 let count = ROWS.min(rows.end - first);
-                let (a_rows, a_step, a_low) = self.rows_of_a(block, rows, first..first + count);
+                let (a_rows, a_step, a_low) = a.tile(first..first + count);
                 let (init, init_stride) =
-                    if plan.sums { (sums(first), plan.cols.0) } else { (c(first).cast::<f32>(), spec.c.row_stride) };
+                    if plan.sums { (sums(first), plan.cols) } else { (c(first).cast::<f32>(), spec.c.row_stride) };
                 let (out, out_stride) = match (spec.c.dtype, ends) {
                     (Float::F32, _) => (c(first).cast(), spec.c.row_stride),
-                    (Float::Bf16, false) => (sums(first), plan.cols.0),
+                    (Float::Bf16, false) => (sums(first), plan.cols),
                     (Float::Bf16, true) => (std::ptr::null_mut(), spec.c.row_stride),
                 };
                 let tile = Tile {
@@ -316,9 +301,9 @@ impl Entry<'_> {
                 };
                 let low = (plan.lane == Lane::Widened).then_some([a_low, b_low]);
                 if spec.c.dtype == Float::Bf16 && ends {
-                    packed.kernels.run_rounded(&tile, c(first).cast(), count, low);
+                    kernels.run_rounded(&tile, c(first).cast(), count, low);
                 } else {
-                    packed.kernels.run(&tile, count, low);
+                    kernels.run(&tile, count, low);
                 }
             }
         }

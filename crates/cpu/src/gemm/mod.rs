@@ -9,7 +9,7 @@
 //! Nothing is allocated: the caller provides [`gemm_scratch_bytes`] of scratch.
 //!
 //! Reading order: `micro` (what happens to one tile), `plan` (how a product is cut into tiles), `drive` (the loops),
-//! `pack`, `dot`.
+//! `pack`, `dot`. A convolution runs on `micro` and `pack` directly: a tile may take its rows of A from several segments.
 
 pub(crate) mod bf16;
 mod dot;
@@ -178,7 +178,7 @@ pub fn gemm_scratch_bytes(spec: &GemmSpec, isa: Isa, threads: usize) -> usize {
         return 0;
     }
     let plan = if spec.is_turned() { Plan::new(&spec.transposed(), isa) } else { Plan::new(spec, isa) };
-    plan.scratch.bytes * threads.max(1)
+    plan.shared_bytes + plan.scratch.bytes * threads.max(1)
 }
 
 /// Computes the product on all threads of `cpu`; inside a task of its pool, on the calling thread alone.
@@ -231,7 +231,7 @@ pub unsafe fn gemm(
 
 /// Bytes of a packed B of `k` rows and `n` columns, for [`GemmSpec::packed_b`].
 pub fn packed_bytes(isa: Isa, dtype: Float, k: usize, n: usize) -> usize {
-    drive::Packed::new(isa, dtype, k, n).bytes
+    drive::packed_b(isa, dtype, k, n).bytes
 }
 
 /// Packs B\[k, n\] of the given layout (its batch strides are ignored) for products on this instruction set.

@@ -6,7 +6,8 @@
 
 use super::Float;
 use super::bf16::{Lowest, widen_flushed};
-use super::micro::{Lane, ROWS};
+use super::micro::{Kernels, Lane, ROWS};
+use super::plan::{ALIGN, KBlocks};
 use super::simd::fetch;
 use crate::isa::Isa;
 
@@ -105,6 +106,69 @@ pub(crate) fn packer(isa: Isa) -> Pack {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => x86::panel_avx2,
         _ => panel::<8, [u32; 8]>,
+    }
+}
+
+/// The layout of packed operands: blocks of k, in each the panels, then the lowest exponent of every panel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packed {
+    pub lane: Lane,
+    pub k: KBlocks,
+    /// Columns in all.
+    pub cols: usize,
+    /// Columns of a full panel, a multiple of the vector.
+    pub panel: usize,
+    /// Lanes of a vector, to which the last panel is filled up.
+    pub vector: usize,
+    /// In all, a multiple of [`ALIGN`].
+    pub bytes: usize,
+}
+
+impl Packed {
+    /// `k` by `cols` elements in panels of `panel` columns.
+    pub(crate) fn new(isa: Isa, dtype: Float, k: usize, cols: usize, panel: usize) -> Packed {
+        let lane = Lane::of(dtype, isa);
+        let vector = Kernels::of(isa, lane).vector;
+        let k = KBlocks::new(lane, k);
+        let exponents = k.count() * cols.div_ceil(panel);
+        let bytes = 4 * (lane.count(k.k) * cols.next_multiple_of(vector) + exponents);
+        Packed { lane, k, cols, panel, vector, bytes: bytes.next_multiple_of(ALIGN) }
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.cols.div_ceil(self.panel)
+    }
+
+    fn panel_cols(&self, panel: usize) -> usize {
+        self.panel.min(self.cols - panel * self.panel)
+    }
+
+    /// Columns of a panel in memory.
+    pub(crate) fn panel_width(&self, panel: usize) -> usize {
+        self.panel_cols(panel).next_multiple_of(self.vector)
+    }
+
+    /// Where a panel of a block starts, and where its lowest exponent is, in lanes.
+    pub(crate) fn at(&self, block: usize, panel: usize) -> (usize, usize) {
+        let (first, len) = self.k.get(block);
+        let width = self.cols.next_multiple_of(self.vector);
+        let start = self.lane.count(first) * width + panel * self.panel * self.lane.count(len);
+        (start, self.lane.count(self.k.k) * width + block * self.panels() + panel)
+    }
+
+    /// Packs one panel of a block.
+    ///
+    /// # Safety
+    /// As [`Pack`]; the source has `k` by `cols` elements, and `dst` is valid for `bytes`.
+    pub(crate) unsafe fn fill(&self, pack: Pack, source: &Source, dst: *mut u32, block: usize, panel: usize) {
+        let (first, len) = self.k.get(block);
+        let (at, low) = self.at(block, panel);
+        // SAFETY: the caller's; the part lies inside the source.
+        unsafe {
+            let part = source.part(first, len, panel * self.panel, self.panel_cols(panel));
+            let lowest = pack(&part, self.lane, dst.add(at), self.panel_width(panel));
+            dst.add(low).write(lowest.0);
+        }
     }
 }
 

@@ -1,26 +1,29 @@
 //! How a product is cut up: blocks of k, chunks of rows and columns, tasks, and the scratch each worker needs.
 //!
-//! A worker takes an item (batch entry, column chunk, row chunk), and for each block of k packs the rows if it must,
-//! then packs one panel of B after the other (some 200 KB, so that it stays in the second-level cache) and passes all
-//! tiles of the row chunk over it. Nothing is shared between workers, so there is nothing to wait for. The price is
-//! that a panel is packed again for each row chunk, which costs as much as some ten rows of the product.
+//! A worker takes an item (batch entry, column chunk, row chunk), and for each block of k packs one panel of B after
+//! the other (some 200 KB, so that it stays in the second-level cache) and passes all tiles of the row chunk over it.
+//! A panel is packed again for each row chunk, which costs as much as some ten rows of the product; in return no
+//! worker waits for another. Rows of A that cannot be read in place are packed beforehand, by all workers together, for
+//! as many rows as a bounded scratch holds; in a batch, or with a very long k, each worker packs those of its item.
 
-use super::micro::{Kernels, Lane, ROWS};
-use super::pack::A_WIDTH;
+use super::micro::{Kernels, Lane};
+use super::pack::{A_WIDTH, Packed};
 use super::{Float, GemmSpec};
 use crate::isa::Isa;
 
 /// Lanes in a block of k: enough to make loading and storing the sums cheap, few enough for the panel to stay in the
 /// second-level cache.
 const BLOCK_LANES: usize = 768;
-/// Rows of a chunk at most; bounds the scratch and keeps a task short.
-const CHUNK_ROWS: usize = 576;
+/// Rows of a chunk at most; bounds the scratch and keeps a task short. Half of it where the worker packs the rows.
+const CHUNK_ROWS: usize = 1152;
+/// Bytes of rows of A that are packed for all workers at most.
+const SHARED_BYTES: usize = 8 << 20;
 /// A chunk is not split below these: packing its panels, or its rows, again would cost more than a few percent.
 const LEAST_ROWS: usize = 384;
 const LEAST_COLS: usize = 256;
-/// Columns of a chunk where A is read in place.
+/// Columns of a chunk.
 const NARROW: usize = 64;
-/// Columns of a chunk where A is packed: its packing is paid once per chunk.
+/// Columns of a chunk where the worker packs the rows of A, which is paid once per chunk.
 const WIDE: usize = 768;
 /// Items worth having, so that any number of threads up to about half of it is kept busy.
 const ITEMS: usize = 24;
@@ -29,23 +32,33 @@ const TASK_WORK: usize = 1 << 18;
 /// Alignment of the scratch and of its parts, in bytes.
 pub(crate) const ALIGN: usize = 64;
 
+/// How the rows of A reach the micro-kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowsOfA {
+    /// Read in place.
+    InPlace,
+    /// Packed for all workers, this many rows at a time: a whole number of row chunks.
+    Shared(usize),
+    /// Packed by each worker for its item, one block of k at a time.
+    Own,
+}
+
 /// The cutting of one product.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub lane: Lane,
-    /// Whether rows of A go through panels; otherwise they are read in place.
-    pub pack_a: bool,
+    pub a: RowsOfA,
     pub k: KBlocks,
-    /// Rows of a chunk, and chunks.
-    pub rows: (usize, usize),
-    /// Columns of a chunk, and chunks.
-    pub cols: (usize, usize),
+    /// Rows of a chunk, a multiple of [`A_WIDTH`].
+    pub rows: usize,
+    /// Columns of a chunk, a multiple of every panel's.
+    pub cols: usize,
     /// Consecutive items that make a task.
     pub items_per_task: usize,
-    /// Items in all.
-    pub items: usize,
     /// Sums go through f32 scratch on the way to a bf16 C.
     pub sums: bool,
+    /// Bytes of the scratch that all workers share, before theirs.
+    pub shared_bytes: usize,
     /// Bytes of one worker's scratch, and where its parts start.
     pub scratch: Scratch,
 }
@@ -79,32 +92,42 @@ impl KBlocks {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scratch {
     pub a: usize,
-    pub low: usize,
     pub sums: usize,
     pub bytes: usize,
 }
 
 impl Plan {
+    /// Row chunks of `rows` rows by column chunks by batch entries.
+    pub(crate) fn items(&self, spec: &GemmSpec, rows: usize) -> usize {
+        spec.batch[0] * spec.batch[1] * rows.div_ceil(self.rows) * spec.n.div_ceil(self.cols)
+    }
+
     pub(crate) fn new(spec: &GemmSpec, isa: Isa) -> Plan {
         let lane = Lane::of(spec.a.dtype, isa);
-        let pack_a = match lane {
-            Lane::F32 => spec.a.col_stride != 1,
-            Lane::Pair => spec.a.col_stride != 1 || spec.k % 2 == 1,
-            Lane::Widened => true,
+        let k = KBlocks::new(lane, spec.k);
+        let in_place = match lane {
+            Lane::F32 => spec.a.col_stride == 1,
+            Lane::Pair => spec.a.col_stride == 1 && spec.k.is_multiple_of(2),
+            Lane::Widened => false,
         };
         let batch = spec.batch[0] * spec.batch[1];
-        let wide = if pack_a { WIDE } else { NARROW };
-        let (mut row_chunks, mut col_chunks) = (spec.m.div_ceil(CHUNK_ROWS), spec.n.div_ceil(wide));
+        let fits = SHARED_BYTES / (4 * lane.count(spec.k)).max(1);
+        let own = !in_place && (batch != 1 || spec.n <= NARROW || fits < LEAST_ROWS.min(spec.m));
+        let (tallest, wide) = if own { (CHUNK_ROWS / 2, WIDE) } else { (CHUNK_ROWS, NARROW) };
+        let tallest = if in_place || own { tallest } else { (tallest.min(fits) / A_WIDTH * A_WIDTH).max(A_WIDTH) };
+        let (mut row_chunks, mut col_chunks) = (spec.m.div_ceil(tallest), spec.n.div_ceil(wide));
         let wanted = |others: usize| ITEMS.div_ceil((batch * others).max(1));
         row_chunks = row_chunks.max(wanted(col_chunks).min(spec.m / LEAST_ROWS));
         col_chunks = col_chunks.max(wanted(row_chunks).min(spec.n / LEAST_COLS));
-        let rows = spec.m.div_ceil(row_chunks.max(1)).next_multiple_of(ROWS).max(ROWS);
+        let rows = spec.m.div_ceil(row_chunks.max(1)).next_multiple_of(A_WIDTH).max(A_WIDTH);
         let cols = spec.n.div_ceil(col_chunks.max(1)).next_multiple_of(NARROW).max(NARROW);
-        let (row_chunks, col_chunks) = (spec.m.div_ceil(rows), spec.n.div_ceil(cols));
-        let items = batch * row_chunks * col_chunks;
         let work = rows.min(spec.m) * cols.min(spec.n) * spec.k;
+        let a = match (in_place, own) {
+            (true, _) => RowsOfA::InPlace,
+            (_, true) => RowsOfA::Own,
+            (_, false) => RowsOfA::Shared((fits / rows).max(1) * rows),
+        };
 
-        let k = KBlocks::new(lane, spec.k);
         let lanes = lane.count(k.block.min(spec.k));
         let sums = spec.c.dtype == Float::Bf16 && (k.count() > 1 || spec.accumulate);
         let mut bytes = 0;
@@ -115,22 +138,22 @@ impl Plan {
         };
         let kernels = Kernels::of(isa, lane);
         part(if spec.packed_b { 0 } else { 4 * lanes * kernels.panel_width(cols.min(spec.n).max(1)) });
-        let rows_of_a = if pack_a { rows.min(spec.m).next_multiple_of(kernels.vector) } else { 0 };
+        let panels = |rows: usize, k: usize| Packed::new(isa, spec.a.dtype, k, rows.min(spec.m), A_WIDTH).bytes;
         let scratch = Scratch {
-            a: part(4 * lanes * rows_of_a),
-            low: part(4 * rows_of_a.div_ceil(A_WIDTH)),
+            a: part(if a == RowsOfA::Own { panels(rows, k.block.min(spec.k)) } else { 0 }),
             sums: part(if sums { 4 * rows.min(spec.m) * cols } else { 0 }),
             bytes: 0,
         };
+        let shared_bytes = if let RowsOfA::Shared(rows) = a { panels(rows, spec.k) } else { 0 };
         Plan {
             lane,
-            pack_a,
+            a,
             k,
-            rows: (rows, row_chunks),
-            cols: (cols, col_chunks),
+            rows,
+            cols,
             items_per_task: TASK_WORK.div_ceil(work.max(1)),
-            items,
             sums,
+            shared_bytes,
             scratch: Scratch { bytes, ..scratch },
         }
     }
