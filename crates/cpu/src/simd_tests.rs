@@ -13,8 +13,19 @@ impl Task for Everything {
         let (a, b) = (V::from_array(self.0), V::from_array(self.1));
         let small = a.round().max(V::splat(-126.0)).min(V::splat(127.0));
         let vectors = [
-            a.add(b), a.sub(b), a.mul(b), a.div(b), a.mul_add(b, a), a.max(b), a.min(b), a.round(), small.pow2(),
-            a.select_gt(b, b, a), a.select_eq(b, a, b), exp(a), exp(b),
+            a.add(b),
+            a.sub(b),
+            a.mul(b),
+            a.div(b),
+            a.mul_add(b, a),
+            a.max(b),
+            a.min(b),
+            a.round(),
+            small.pow2(),
+            a.select_gt(b, b, a),
+            a.select_eq(b, a, b),
+            exp(a),
+            exp(b),
         ];
         let mut bits: Vec<u32> = vectors.iter().flat_map(|v| v.to_array()).map(canonical).collect();
         let rows = std::array::from_fn(|i| V::from_array(std::array::from_fn(|j| self.0[(3 * i + 5 * j) % LANES])));
@@ -49,8 +60,28 @@ fn canonical(x: f32) -> u32 {
 #[test]
 fn all_instruction_sets_give_the_bits_of_the_plain_one() {
     let special = [
-        0.0, -0.0, 1.0, -1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MIN_POSITIVE, 1e-41, -1e-45, f32::MAX,
-        f32::MIN, 0.5, 1.5, 2.5, -104.5, 88.7, 88.73, -87.4, -103.9, 1.003_906_2, 3.389_531_4e38,
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        f32::MIN_POSITIVE,
+        1e-41,
+        -1e-45,
+        f32::MAX,
+        f32::MIN,
+        0.5,
+        1.5,
+        2.5,
+        -104.5,
+        88.7,
+        88.73,
+        -87.4,
+        -103.9,
+        1.003_906_2,
+        3.389_531_4e38,
     ];
     let mut state = 1u64;
     let mut next = || {
@@ -106,8 +137,22 @@ fn exp_is_within_one_unit_in_the_last_place() {
     }
     assert!(worst < 1.0, "{worst} units in the last place");
     let edges = cpu.vectorise(Exp([
-        f32::NEG_INFINITY, -1e30, -104.0, 0.0, -0.0, f32::INFINITY, 1e30, 88.8, f32::NAN, 1.0, -1.0, 1e-45, -100.0,
-        0.5, -0.5, 2.0,
+        f32::NEG_INFINITY,
+        -1e30,
+        -104.0,
+        0.0,
+        -0.0,
+        f32::INFINITY,
+        1e30,
+        88.8,
+        f32::NAN,
+        1.0,
+        -1.0,
+        1e-45,
+        -100.0,
+        0.5,
+        -0.5,
+        2.0,
     ]));
     assert_eq!(&edges[..8], &[0.0, 0.0, 0.0, 1.0, 1.0, f32::INFINITY, f32::INFINITY, f32::INFINITY]);
     assert!(edges[8].is_nan() && edges[12] > 0.0);

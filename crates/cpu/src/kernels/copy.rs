@@ -93,7 +93,8 @@ struct Plan {
 }
 
 /// Copies a tile: `to[y * to_stride + x] = from[x * from_stride + y]` for `x` and `y` below the two sizes.
-type Transpose<T> = unsafe fn(cpu: &Cpu, from: *const T, from_stride: usize, to: *mut T, to_stride: usize, x: usize, y: usize);
+type Transpose<T> =
+    unsafe fn(cpu: &Cpu, from: *const T, from_stride: usize, to: *mut T, to_stride: usize, x: usize, y: usize);
 
 impl Plan {
     fn new(from: &View<'_>, to: &View<'_>) -> Plan {
@@ -118,7 +119,7 @@ impl Plan {
     }
 
     /// Moves the axis `i` to the end.
-    fn to_end(&mut self, i: usize) {
+    fn move_last(&mut self, i: usize) {
         self.axes[i..self.rank].rotate_left(1);
     }
 
@@ -132,7 +133,7 @@ impl Plan {
         let other = self.axes[..self.rank.saturating_sub(1)].iter().position(|axis| axis.from == 1);
         let (from, to) = (Pointer(from.cast_mut()), Pointer(to));
         if let (1, 2.., Some(other)) = (last.to, last.from, other) {
-            self.to_end(other);
+            self.move_last(other);
             let rows = self.axes[self.rank - 1];
             let (across, down) = (last.size.div_ceil(SIDE), rows.size.div_ceil(SIDE));
             let outer = &self.axes[..self.rank - 2];
@@ -285,7 +286,15 @@ unsafe fn transpose_words(
     cpu.vectorise(Blocks { from: from.cast(), from_stride, to: to.cast(), to_stride, width: whole_x, height: whole_y });
     // SAFETY: what the whole blocks leave.
     unsafe {
-        transpose_plain(cpu, from.add(whole_y), from_stride, to.add(whole_y * to_stride), to_stride, width, height - whole_y);
+        transpose_plain(
+            cpu,
+            from.add(whole_y),
+            from_stride,
+            to.add(whole_y * to_stride),
+            to_stride,
+            width,
+            height - whole_y,
+        );
         let (from, to) = (from.add(whole_x * from_stride), to.add(whole_x));
         transpose_plain(cpu, from, from_stride, to, to_stride, width - whole_x, whole_y);
     }

@@ -84,7 +84,9 @@ fn row_elements(name: &str, view: &View<'_>, row_axes: usize) -> usize {
 pub fn gather_rows(cpu: &Cpu, table: &View<'_>, indices: &View<'_>, to: &mut ViewMut<'_>) -> Result<(), OutOfRange> {
     let lead = indices.shape().len();
     assert!(
-        table.dtype() == to.dtype() && to.shape()[..lead] == *indices.shape() && to.shape()[lead..] == table.shape()[1..],
+        table.dtype() == to.dtype()
+            && to.shape()[..lead] == *indices.shape()
+            && to.shape()[lead..] == table.shape()[1..],
         "gather of {:?} at {:?} into {:?}",
         table.shape(),
         indices.shape(),
@@ -211,6 +213,7 @@ pub fn scatter_add_rows(
         return Ok(());
     }
     let n = indices.len();
+    assert!(u32::try_from(n).is_ok(), "{n} indices are too many");
     let width = row_elements("scatter", updates, row_axes);
     row_elements("scatter", to, row_axes);
     let sorted = Scratch::new(scratch_memory, piece::<u64>(n), 0, cpu.pool.threads()).shared().take::<u64>(n);
@@ -221,7 +224,6 @@ pub fn scatter_add_rows(
         }
         std::slice::from_raw_parts_mut(sorted, n)
     };
-    assert!(u32::try_from(n).is_ok(), "{n} indices are too many");
     sorted.sort_unstable();
     let sorted = &*sorted;
     let starts = updates.leading(lead);

@@ -7,6 +7,7 @@
 //! Sizes that do not fit each other are mistakes of the caller and panic; only indices found in data are errors.
 
 pub mod attention;
+mod conv;
 mod copy;
 mod exp;
 mod index;
@@ -16,6 +17,7 @@ mod sort;
 mod view;
 mod window;
 
+pub use conv::{Convolution, convolve};
 pub use copy::{clear, concat, copy, pad};
 pub use index::{
     OutOfRange, gather_along, gather_rows, scatter_add_along, scatter_add_along_scratch_bytes, scatter_add_rows,

@@ -181,7 +181,17 @@ pub fn pool_gradient(
         };
         let channel = task % blocks * LANES;
         let count = (channels - channel).min(LANES);
-        cpu.vectorise(Gradient { geometry: &geometry, op, input, gradient, to, n: task / blocks, channel, count, best });
+        cpu.vectorise(Gradient {
+            geometry: &geometry,
+            op,
+            input,
+            gradient,
+            to,
+            n: task / blocks,
+            channel,
+            count,
+            best,
+        });
     });
 }
 

@@ -1,4 +1,4 @@
-//! The small matrix product inside attention: tiles in scratch, one chain of fused multiply-adds per element.
+//! The small matrix product inside attention, on unpacked tiles: one chain of fused multiply-adds per element.
 
 use crate::simd::{LANES, Lanes, Task};
 

@@ -24,7 +24,12 @@ pub fn argsort(
     to: &mut ViewMut<'_>,
     scratch_memory: &mut [u8],
 ) {
-    assert!(to.dtype() == DType::I32 && to.shape() == from.shape(), "argsort of {:?} into {:?}", from.shape(), to.shape());
+    assert!(
+        to.dtype() == DType::I32 && to.shape() == from.shape(),
+        "argsort of {:?} into {:?}",
+        from.shape(),
+        to.shape()
+    );
     let size = from.shape()[axis];
     assert!(i32::try_from(size).is_ok(), "an axis of {size} is too long to index");
     let scratch = Scratch::new(scratch_memory, 0, piece::<u64>(size), cpu.pool.threads());

@@ -2,7 +2,8 @@
 //! size one.
 
 use super::view::{DType, View};
-use crate::simd::{Float, LANES, Lanes};
+use crate::simd::{Float, LANES, Lanes, narrow, widen};
+use std::ops::Range;
 use tenon_graph::op::Window;
 
 /// The window on an axis that is not there.
@@ -94,15 +95,35 @@ impl Geometry {
         }
     }
 
+    /// The windows of an axis whose first to last element has `input` between them.
+    #[inline(always)]
+    fn windows_around(&self, axis: usize, input: usize) -> Range<usize> {
+        let window = &self.windows[axis];
+        let (at, extent) = (input + window.low, (window.size - 1) * window.dilation);
+        at.saturating_sub(extent).div_ceil(window.stride)..(at / window.stride + 1).min(self.output[axis])
+    }
+
+    /// The element of one of [`Geometry::windows_around`] that is `input`; `None` if dilation skips it.
+    #[inline(always)]
+    fn element(&self, axis: usize, output: usize, input: usize) -> Option<usize> {
+        let window = &self.windows[axis];
+        let back = input + window.low - output * window.stride;
+        match window.dilation {
+            1 => Some(back),
+            dilation => back.is_multiple_of(dilation).then_some(back / dilation),
+        }
+    }
+
     /// Calls `visit(tap, output)` for the windows that an input is an element of, windows ascending.
     #[inline(always)]
     pub(super) fn for_windows(&self, input: [usize; 3], mut visit: impl FnMut(usize, [usize; 3])) {
-        for d in (0..self.windows[0].size).rev() {
-            let Some(z) = self.window_of(0, input[0], d) else { continue };
-            for h in (0..self.windows[1].size).rev() {
-                let Some(y) = self.window_of(1, input[1], h) else { continue };
-                for w in (0..self.windows[2].size).rev() {
-                    let Some(x) = self.window_of(2, input[2], w) else { continue };
+        let [around_z, around_y, around_x] = [0, 1, 2].map(|axis: usize| self.windows_around(axis, input[axis]));
+        for z in around_z {
+            let Some(d) = self.element(0, z, input[0]) else { continue };
+            for y in around_y.clone() {
+                let Some(h) = self.element(1, y, input[1]) else { continue };
+                for x in around_x.clone() {
+                    let Some(w) = self.element(2, x, input[2]) else { continue };
                     visit((d * self.windows[1].size + h) * self.windows[2].size + w, [z, y, x]);
                 }
             }
@@ -159,6 +180,34 @@ impl Pixels {
     #[inline(always)]
     pub(super) fn bytes(&self, offset: usize) -> *mut u8 {
         self.ptr.wrapping_add(offset * self.dtype.size())
+    }
+
+    /// The value at an offset.
+    ///
+    /// # Safety
+    /// It exists.
+    pub(super) unsafe fn get(&self, offset: usize) -> f32 {
+        // SAFETY: as the caller says.
+        unsafe {
+            match self.dtype {
+                DType::F32 => *self.ptr.cast::<f32>().add(offset),
+                _ => widen(*self.ptr.cast::<u16>().add(offset)),
+            }
+        }
+    }
+
+    /// Writes the value at an offset.
+    ///
+    /// # Safety
+    /// It exists in memory to be written, by this thread alone.
+    pub(super) unsafe fn set(&self, offset: usize, x: f32) {
+        // SAFETY: as the caller says.
+        unsafe {
+            match self.dtype {
+                DType::F32 => *self.ptr.cast::<f32>().add(offset) = x,
+                _ => *self.ptr.cast::<u16>().add(offset) = narrow(x),
+            }
+        }
     }
 
     /// `count <= 16` channels from an offset on, the other lanes 0.

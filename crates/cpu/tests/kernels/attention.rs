@@ -93,7 +93,8 @@ impl Case {
     /// Runs the kernel everywhere; output and log-sum-exp.
     fn forward(&self, rng: &mut Rng) -> (Value, Value) {
         let Sizes { b, t, h, d, .. } = self.sizes;
-        let (out, lse) = (Value::random(rng, self.dtype, &[b, t, h, d], 1), Value::random(rng, DType::F32, &[b, h, t], 0));
+        let (out, lse) =
+            (Value::random(rng, self.dtype, &[b, t, h, d], 1), Value::random(rng, DType::F32, &[b, h, t], 0));
         let mut result = None;
         everywhere(&self.describe(), |cpu| {
             let (mut out, mut lse) = (out.clone(), lse.clone());
@@ -170,8 +171,7 @@ fn check_gradients(case: &Case, out: &Value, lse: &Value, dout: &Value, written:
         let mean: f64 = (0..d).map(|c| dout.get(&[b, i, h, c]) * out.get(&[b, i, h, c])).sum();
         for j in (0..s).filter(|j| case.sees(b, i, *j)) {
             let weight = (case.score(b, h, i, j) - lse.get(&[b, h, i])).exp();
-            let dweight: f64 =
-                (0..d).map(|c| dout.get(&[b, i, h, c]) * case.value.get(&[b, j, head, c])).sum();
+            let dweight: f64 = (0..d).map(|c| dout.get(&[b, i, h, c]) * case.value.get(&[b, j, head, c])).sum();
             let dscore = weight * (dweight - mean) * f64::from(case.spec.scale);
             for c in 0..d {
                 let (query, key) = (((b * t + i) * case.sizes.h + h) * d + c, ((b * s + j) * g + head) * d + c);

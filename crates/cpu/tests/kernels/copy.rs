@@ -5,7 +5,12 @@ use tenon_cpu::kernels::{Element, View, ViewMut, clear, concat, copy, pad};
 use tenon_graph::types::DType;
 
 /// The memory of a value after a kernel wrote to it, and the memory that element-wise writing gives.
-fn check(value: &Value, what: &str, mut kernel: impl FnMut(&tenon_cpu::isa::Cpu, ViewMut<'_>), expected: impl Fn(&[usize]) -> f64) {
+fn check(
+    value: &Value,
+    what: &str,
+    mut kernel: impl FnMut(&tenon_cpu::isa::Cpu, ViewMut<'_>),
+    expected: impl Fn(&[usize]) -> f64,
+) {
     let written = everywhere(what, |cpu| {
         let mut value = value.clone();
         kernel(cpu, value.view_mut());

@@ -27,7 +27,8 @@ fn scratch(sizes: &Sizes) -> usize {
 /// softmax's sums into `log_sum_exp` (`f32[b, h, t]`, any strides). A query that sees no key gives 0 and minus infinity.
 ///
 /// Scores are chains over ascending `d`; keys are taken in tiles of 64 counted from key 0, sums over keys are chains in
-/// ascending order. With `t = 1` keys are taken in blocks of 128, which are combined in ascending order.
+/// ascending order. With `t = 1` scores are sixteen chains over `d` and their sum, and keys are taken in blocks of 128,
+/// which are combined in ascending order.
 ///
 /// # Panics
 /// If the operands do not fit each other or the scratch is too small.
@@ -100,8 +101,12 @@ impl Task for Tile<'_> {
         // SAFETY: the pieces belong to this worker, have these sizes and do not overlap; rows `first..first + queries`
         // and keys below `s` exist, and this task alone writes the outputs of its queries of its head.
         unsafe {
-            Rows::of(&self.operands.query, batch, first, head)
-                .copy_transposed::<V>(queries, width, self.spec.scale, query);
+            Rows::of(&self.operands.query, batch, first, head).copy_transposed::<V>(
+                queries,
+                width,
+                self.spec.scale,
+                query,
+            );
             clear(sums, queries * padded);
             clear(sum, QUERIES);
             for at in (0..QUERIES).step_by(LANES) {

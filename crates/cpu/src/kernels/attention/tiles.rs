@@ -53,12 +53,16 @@ impl Rows {
     pub(super) unsafe fn copy<V: Lanes>(&self, n: usize, scale: f32, to: *mut f32) {
         // SAFETY: as the caller says.
         unsafe {
-            if self.is_f32() { self.typed::<f32>().copy::<V>(n, scale, to) } else { self.typed::<u16>().copy::<V>(n, scale, to) }
+            if self.is_f32() {
+                self.typed::<f32>().copy::<V>(n, scale, to)
+            } else {
+                self.typed::<u16>().copy::<V>(n, scale, to)
+            }
         }
     }
 
-    /// The rows as `f32` with zeros, or what another row has, up to whole vectors: in place if they are such rows, else
-    /// copied to `to`. Gives the first and the stride.
+    /// The first of the rows as `f32` of whole vectors, and their stride: in place if that is what they are, else copied
+    /// to `to` as by [`Rows::copy`] with scale 1.
     ///
     /// # Safety
     /// As [`Rows::copy`].
@@ -126,7 +130,11 @@ impl Rows {
                 // SAFETY: as the caller says.
                 unsafe {
                     let x = V::load(from.add(row * padded + at)).mul(factor);
-                    if self.is_f32() { self.typed::<f32>().store(row, at, x) } else { self.typed::<u16>().store(row, at, x) }
+                    if self.is_f32() {
+                        self.typed::<f32>().store(row, at, x)
+                    } else {
+                        self.typed::<u16>().store(row, at, x)
+                    }
                 }
             }
         }

@@ -1,0 +1,402 @@
+//! Convolution as matrix products of unfolded blocks: each row holds what one window reads, zeros for padding.
+//!
+//! A kernel that reads its rows in place through pointers replaces [`unfold`] and [`fold_rows`] with the same sums.
+
+use super::{Convolution, float};
+use crate::gemm::{GemmSpec, Layout, gemm, gemm_scratch_bytes, pack_b, packed_bytes};
+use crate::isa::{Cpu, Isa};
+use crate::kernels::view::{DType, Pointer, Scratch, piece};
+use crate::kernels::window::{Geometry, Pixels, place};
+use crate::simd::{Float as _, LANES, Lanes, Task};
+use tenon_graph::op::Direction;
+
+/// Bytes of an unfolded block in one task, about: half of an L2 cache.
+const BLOCK: usize = 512 * 1024;
+/// Bytes of the unfolded block that all threads share in the weight gradient, about.
+const SHARED: usize = 4 * 1024 * 1024;
+/// Rows that one task unfolds there.
+const ROWS: usize = 32;
+
+/// Rows of an unfolded block with rows of `bytes`: whole register tiles.
+fn block_rows(bytes: usize) -> usize {
+    (BLOCK / bytes.max(1) / 6 * 6).clamp(24, 192)
+}
+
+/// The bytes of shared scratch and of scratch per worker.
+pub(super) fn scratch(spec: &Convolution, isa: Isa, threads: usize) -> (usize, usize) {
+    let dtype = float(spec.dtype);
+    match spec.direction {
+        Direction::Forward => {
+            let packed = piece::<u8>(packed_bytes(isa, dtype, spec.depth(), spec.group_filters));
+            (packed * spec.groups, blocks_scratch(spec, spec.depth(), spec.group_filters, spec.pixels(), isa))
+        }
+        Direction::InputGradient => {
+            let (mut packed, mut each) = (0, 0);
+            for class in classes(&spec.geometry) {
+                let depth = class.taps(&spec.geometry) * spec.group_filters;
+                packed = packed.max(piece::<u8>(packed_bytes(isa, dtype, depth, spec.group_channels)));
+                let pixels = spec.geometry.n * class.pixels(&spec.geometry);
+                let blocks = blocks_scratch(spec, depth, spec.group_channels, pixels, isa);
+                let rows = block_rows(depth * spec.dtype.size()) * spec.group_channels;
+                each = each.max(blocks + piece::<u8>(rows * spec.result.size()));
+            }
+            (packed * spec.groups + piece::<u8>(spec.filters * spec.depth() * spec.dtype.size()), each)
+        }
+        Direction::WeightGradient => {
+            let blocks = Blocks::of(spec);
+            let unfolded = piece::<u8>(blocks.rows * spec.groups * spec.depth() * spec.dtype.size());
+            (unfolded + piece::<f32>(blocks.sums(spec)) + piece::<u8>(blocks.gemm_bytes(spec, isa, threads)), 0)
+        }
+    }
+}
+
+/// The scratch of a worker for blocks of `pixels` rows: the block and what its product needs.
+fn blocks_scratch(spec: &Convolution, depth: usize, columns: usize, pixels: usize, isa: Isa) -> usize {
+    let rows = block_rows(depth * spec.dtype.size());
+    let bytes = |m| gemm_scratch_bytes(&block_product(spec, m, depth, columns, columns), isa, 1);
+    piece::<u8>(rows * depth * spec.dtype.size()) + piece::<u8>(bytes(rows).max(bytes(pixels % rows)))
+}
+
+/// The product of a block and packed weights, into rows `stride` apart.
+fn block_product(spec: &Convolution, m: usize, depth: usize, columns: usize, stride: usize) -> GemmSpec {
+    let operand = Layout::row_major(float(spec.dtype), depth);
+    let result = Layout::row_major(float(spec.result), stride);
+    GemmSpec { packed_b: true, ..GemmSpec::new(m, columns, depth, operand, operand, result) }
+}
+
+/// `(input, weight) -> output`.
+pub(super) fn forward(cpu: &Cpu, spec: &Convolution, x: Pixels, w: Pixels, y: Pixels, scratch: Scratch<'_>) {
+    let (depth, columns, size) = (spec.depth(), spec.group_filters, spec.dtype.size());
+    let bytes = piece::<u8>(packed_bytes(cpu.isa(), float(spec.dtype), depth, columns));
+    let packed = Pointer(scratch.shared().take::<u8>(bytes * spec.groups));
+    let layout = Layout::row_major(float(spec.dtype), depth).transposed();
+    for group in 0..spec.groups {
+        // SAFETY: the filters of a group are `[columns][depth]`, and each has its piece to be packed into.
+        unsafe {
+            pack_b(cpu, &layout, depth, columns, w.bytes(group * columns * depth), packed.get().add(group * bytes))
+        };
+    }
+    let (rows, pixels) = (block_rows(depth * size), spec.pixels());
+    cpu.pool.run(pixels.div_ceil(rows) * spec.groups, |task, worker| {
+        let (first, group) = (task / spec.groups * rows, task % spec.groups);
+        let m = (pixels - first).min(rows);
+        let mut pieces = scratch.worker(worker);
+        let block = pieces.take::<u8>(rows * depth * size);
+        let product = block_product(spec, m, depth, columns, spec.filters);
+        let memory = pieces.take::<u8>(gemm_scratch_bytes(&product, cpu.isa(), 1));
+        // SAFETY: the pieces are this worker's; the pixels exist; this task alone writes the group's filters of its
+        // pixels, which are rows of the row-major output.
+        unsafe {
+            unfold(spec, &x, group, first, m, block);
+            let to = y.bytes(first * spec.filters + group * columns);
+            gemm(cpu, &product, block, packed.get().add(group * bytes), to, memory, None);
+        }
+    });
+}
+
+/// Writes the windows of output pixels `first..first + n` over the group's channels as rows `[taps][channels]`.
+///
+/// # Safety
+/// The pixels exist and `to` has the room.
+unsafe fn unfold(spec: &Convolution, x: &Pixels, group: usize, first: usize, n: usize, to: *mut u8) {
+    let geometry = &spec.geometry;
+    let size = spec.dtype.size();
+    let run = spec.group_channels * size;
+    let wide = geometry.windows[2].size;
+    // Neighbouring window elements are neighbours in memory.
+    let dense = geometry.windows[2].dilation == 1 && spec.groups == 1;
+    let mut to = to;
+    for pixel in first..first + n {
+        let batch = pixel / geometry.outputs();
+        let output = place(pixel % geometry.outputs(), geometry.output);
+        for tap in 0..geometry.windows[0].size * geometry.windows[1].size {
+            let (d, h) = (tap / geometry.windows[1].size, tap % geometry.windows[1].size);
+            let at = geometry.reads(0, output[0], d).zip(geometry.reads(1, output[1], h));
+            // SAFETY: pixels that exist; `to` moves over one row of `taps * run` bytes for each output pixel.
+            unsafe {
+                match at {
+                    None => std::ptr::write_bytes(to, 0, wide * run),
+                    Some((z, y)) if dense => {
+                        let start = output[2] * geometry.windows[2].stride;
+                        let low = geometry.windows[2].low;
+                        let before = low.saturating_sub(start).min(wide);
+                        let end = (geometry.input[2] + low).saturating_sub(start).clamp(before, wide);
+                        std::ptr::write_bytes(to, 0, before * run);
+                        if end > before {
+                            let from = x.bytes(x.offset(batch, [z, y, start + before - low]));
+                            std::ptr::copy_nonoverlapping(from, to.add(before * run), (end - before) * run);
+                        }
+                        std::ptr::write_bytes(to.add(end * run), 0, (wide - end) * run);
+                    }
+                    Some((z, y)) => {
+                        for w in 0..wide {
+                            let to = to.add(w * run);
+                            match geometry.reads(2, output[2], w) {
+                                None => std::ptr::write_bytes(to, 0, run),
+                                Some(at) => {
+                                    let from = x.offset(batch, [z, y, at]) + group * spec.group_channels;
+                                    std::ptr::copy_nonoverlapping(x.bytes(from), to, run);
+                                }
+                            }
+                        }
+                    }
+                }
+                to = to.add(wide * run);
+            }
+        }
+    }
+}
+
+/// Input pixels whose places are equal modulo the strides: the same elements of windows reach them.
+#[derive(Clone, Copy)]
+struct Class {
+    residue: [usize; 3],
+}
+
+/// All classes that have a pixel.
+fn classes(geometry: &Geometry) -> impl Iterator<Item = Class> {
+    let sizes: [usize; 3] = std::array::from_fn(|axis| geometry.windows[axis].stride.min(geometry.input[axis]));
+    (0..sizes.iter().product()).map(move |i| Class { residue: place(i, sizes) })
+}
+
+impl Class {
+    /// The elements of a window that reach the class along one axis, ascending.
+    fn taps_along(&self, geometry: &Geometry, axis: usize) -> impl Iterator<Item = usize> + Clone {
+        let window = geometry.windows[axis];
+        let place = self.residue[axis] + window.low;
+        // What reaches is a progression: from the first such element on, every `step`-th.
+        let reaches = move |tap: &usize| place % window.stride == tap * window.dilation % window.stride;
+        let step = (1..window.stride).find(|step| (step * window.dilation).is_multiple_of(window.stride));
+        let first = (0..window.size).find(reaches).unwrap_or(window.size);
+        (first..window.size).step_by(step.unwrap_or(window.stride))
+    }
+
+    /// The elements of a window that reach the class, ascending, as places in the window.
+    fn for_taps(&self, geometry: &Geometry, mut visit: impl FnMut([usize; 3])) {
+        let [along_d, along_h, along_w] = [0, 1, 2].map(|axis: usize| self.taps_along(geometry, axis));
+        for d in along_d {
+            for h in along_h.clone() {
+                for w in along_w.clone() {
+                    visit([d, h, w]);
+                }
+            }
+        }
+    }
+
+    fn taps(&self, geometry: &Geometry) -> usize {
+        let mut taps = 0;
+        self.for_taps(geometry, |_| taps += 1);
+        taps
+    }
+
+    /// Its pixels along each axis.
+    fn sizes(&self, geometry: &Geometry) -> [usize; 3] {
+        std::array::from_fn(|axis| (geometry.input[axis] - self.residue[axis]).div_ceil(geometry.windows[axis].stride))
+    }
+
+    fn pixels(&self, geometry: &Geometry) -> usize {
+        self.sizes(geometry).iter().product()
+    }
+
+    /// The place of its `index`-th pixel.
+    fn pixel(&self, geometry: &Geometry, index: usize) -> [usize; 3] {
+        let at = place(index, self.sizes(geometry));
+        std::array::from_fn(|axis| self.residue[axis] + at[axis] * geometry.windows[axis].stride)
+    }
+}
+
+/// `(output gradient, weight) -> input gradient`, one class of input pixels after the other: no multiplications with
+/// the zeros that a stride leaves between outputs.
+pub(super) fn input_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, w: Pixels, dx: Pixels, scratch: Scratch<'_>) {
+    let (geometry, size) = (&spec.geometry, spec.dtype.size());
+    let (columns, run) = (spec.group_channels, spec.group_filters);
+    let turned_bytes = spec.filters * spec.depth() * size;
+    for class in classes(geometry) {
+        let taps = class.taps(geometry);
+        let depth = taps * run;
+        let mut shared = scratch.shared();
+        let turned = Pointer(shared.take::<u8>(turned_bytes));
+        let bytes = piece::<u8>(packed_bytes(cpu.isa(), float(spec.dtype), depth, columns));
+        let packed = Pointer(shared.take::<u8>(bytes * spec.groups));
+        for group in (0..spec.groups).filter(|_| depth > 0) {
+            // SAFETY: the pieces are of these sizes; filters `run` of each group exist.
+            unsafe {
+                let turned = turned.get().add(group * depth * columns * size);
+                turn_weights(spec, &w, &class, group, turned);
+                let layout = Layout::row_major(float(spec.dtype), columns);
+                pack_b(cpu, &layout, depth, columns, turned, packed.get().add(group * bytes));
+            }
+        }
+        let rows = block_rows(depth * size);
+        let each = class.pixels(geometry);
+        let pixels = geometry.n * each;
+        cpu.pool.run(pixels.div_ceil(rows) * spec.groups, |task, worker| {
+            let (first, group) = (task / spec.groups * rows, task % spec.groups);
+            let m = (pixels - first).min(rows);
+            let mut pieces = scratch.worker(worker);
+            let block = pieces.take::<u8>(rows * depth * size);
+            let result = pieces.take::<u8>(rows * columns * spec.result.size());
+            let product = block_product(spec, m, depth, columns, columns);
+            let memory = pieces.take::<u8>(gemm_scratch_bytes(&product, cpu.isa(), 1));
+            // SAFETY: the pieces are this worker's; the pixels exist; this task alone writes the group's channels of
+            // its pixels.
+            unsafe {
+                fold_rows(spec, &dy, &class, group, first, m, block);
+                gemm(cpu, &product, block, packed.get().add(group * bytes), result, memory, None);
+                let run = columns * spec.result.size();
+                for i in 0..m {
+                    let (n, pixel) = ((first + i) / each, (first + i) % each);
+                    let to = dx.offset(n, class.pixel(geometry, pixel)) + group * columns;
+                    std::ptr::copy_nonoverlapping(result.add(i * run), dx.bytes(to), run);
+                }
+            }
+        });
+    }
+}
+
+/// Writes a group's weights at the class's window elements as `[taps][filters][channels]`.
+///
+/// # Safety
+/// `to` has the room.
+unsafe fn turn_weights(spec: &Convolution, w: &Pixels, class: &Class, group: usize, to: *mut u8) {
+    let (run, [_, high, wide]) = (spec.group_channels * spec.dtype.size(), spec.geometry.windows.map(|w| w.size));
+    let mut to = to;
+    class.for_taps(&spec.geometry, |tap| {
+        let tap = (tap[0] * high + tap[1]) * wide + tap[2];
+        for filter in group * spec.group_filters..(group + 1) * spec.group_filters {
+            let from = filter * spec.depth() + tap * spec.group_channels;
+            // SAFETY: the weights are row-major; `to` moves over as many runs as there are taps and filters.
+            unsafe {
+                std::ptr::copy_nonoverlapping(w.bytes(from), to, run);
+                to = to.add(run);
+            }
+        }
+    });
+}
+
+/// Writes the output gradients that reach the class's pixels `first..first + n` as rows `[taps][filters]`.
+///
+/// # Safety
+/// The pixels exist and `to` has the room.
+unsafe fn fold_rows(spec: &Convolution, dy: &Pixels, class: &Class, group: usize, first: usize, n: usize, to: *mut u8) {
+    let (geometry, run) = (&spec.geometry, spec.group_filters * spec.dtype.size());
+    let [along_d, along_h, along_w] = [0, 1, 2].map(|axis: usize| class.taps_along(geometry, axis));
+    let pixels = class.pixels(geometry);
+    let mut to = to;
+    for index in first..first + n {
+        let (batch, at) = (index / pixels, class.pixel(geometry, index % pixels));
+        for d in along_d.clone() {
+            let z = geometry.window_of(0, at[0], d);
+            for h in along_h.clone() {
+                let zy = z.zip(geometry.window_of(1, at[1], h));
+                for w in along_w.clone() {
+                    // SAFETY: windows that exist; `to` moves over as many runs as there are pixels and taps.
+                    unsafe {
+                        match zy.zip(geometry.window_of(2, at[2], w)) {
+                            Some(((z, y), x)) => {
+                                let from = dy.offset(batch, [z, y, x]) + group * spec.group_filters;
+                                std::ptr::copy_nonoverlapping(dy.bytes(from), to, run);
+                            }
+                            None => std::ptr::write_bytes(to, 0, run),
+                        }
+                        to = to.add(run);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The blocks of output pixels of a weight gradient.
+struct Blocks {
+    rows: usize,
+}
+
+impl Blocks {
+    fn of(spec: &Convolution) -> Blocks {
+        let row = spec.groups * spec.depth() * spec.dtype.size();
+        Blocks { rows: (SHARED / row.max(1)).clamp(64, 4096).min(spec.pixels()) }
+    }
+
+    /// Elements of the `f32` sums where the result is not `f32` itself.
+    fn sums(&self, spec: &Convolution) -> usize {
+        if spec.result == DType::F32 { 0 } else { spec.filters * spec.depth() }
+    }
+
+    fn product(&self, spec: &Convolution, first: usize) -> GemmSpec {
+        let (dtype, depth) = (float(spec.dtype), spec.depth());
+        let n = (spec.pixels() - first).min(self.rows);
+        let gradients = Layout::row_major(dtype, spec.filters).transposed().batched([0, spec.group_filters]);
+        let block = Layout::row_major(dtype, depth).batched([0, self.rows * depth]);
+        let sums = Layout::row_major(float(DType::F32), depth).batched([0, spec.group_filters * depth]);
+        let product = GemmSpec::new(spec.group_filters, depth, n, gradients, block, sums);
+        GemmSpec { batch: [1, spec.groups], accumulate: first > 0, ..product }
+    }
+
+    fn starts(&self, spec: &Convolution) -> impl Iterator<Item = usize> {
+        (0..spec.pixels()).step_by(self.rows.max(1))
+    }
+
+    fn gemm_bytes(&self, spec: &Convolution, isa: Isa, threads: usize) -> usize {
+        let starts = [0, self.rows, self.starts(spec).last().unwrap_or(0)];
+        let inside = starts.into_iter().filter(|first| *first < spec.pixels());
+        inside.map(|first| gemm_scratch_bytes(&self.product(spec, first), isa, threads)).max().unwrap_or(0)
+    }
+}
+
+/// `(output gradient, input) -> weight gradient`: blocks of pixels one after the other, each unfolded and multiplied by
+/// all threads.
+pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixels, dw: Pixels, scratch: Scratch<'_>) {
+    let blocks = Blocks::of(spec);
+    let (depth, size) = (spec.depth(), spec.dtype.size());
+    let mut shared = scratch.shared();
+    let unfolded = Pointer(shared.take::<u8>(blocks.rows * spec.groups * depth * size));
+    let sums = shared.take::<f32>(blocks.sums(spec));
+    let memory = shared.take::<u8>(blocks.gemm_bytes(spec, cpu.isa(), cpu.pool.threads()));
+    let to = if spec.result == DType::F32 { dw.bytes(0) } else { sums.cast() };
+    let elements = spec.filters * depth;
+    if spec.pixels() == 0 {
+        // SAFETY: the result has this many elements, and zero bytes are zeros.
+        unsafe { std::ptr::write_bytes(dw.bytes(0), 0, elements * spec.result.size()) };
+        return;
+    }
+    for first in blocks.starts(spec) {
+        let n = (spec.pixels() - first).min(blocks.rows);
+        cpu.pool.run(n.div_ceil(ROWS) * spec.groups, |task, _| {
+            let (row, group) = (task / spec.groups * ROWS, task % spec.groups);
+            // SAFETY: the pixels exist, and the tasks' rows of the block are apart.
+            unsafe {
+                let to = unfolded.get().add((group * blocks.rows + row) * depth * size);
+                unfold(spec, &x, group, first + row, (n - row).min(ROWS), to);
+            }
+        });
+        // SAFETY: the product's layouts are those of the row-major output gradient from this pixel on, of the block
+        // and of the sums; the result is a view of its own.
+        unsafe {
+            gemm(cpu, &blocks.product(spec, first), dy.bytes(first * spec.filters), unfolded.get(), to, memory, None);
+        }
+    }
+    if spec.result != DType::F32 {
+        cpu.vectorise(Narrow { from: sums, to: dw.bytes(0).cast(), n: elements });
+    }
+}
+
+/// Rounds `f32` to `bf16`.
+struct Narrow {
+    from: *const f32,
+    to: *mut u16,
+    n: usize,
+}
+
+impl Task for Narrow {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        for at in (0..self.n).step_by(LANES) {
+            let count = (self.n - at).min(LANES);
+            // SAFETY: as many elements are in both.
+            unsafe { u16::store_first(f32::load_first::<V>(self.from.add(at), count), self.to.add(at), count) };
+        }
+    }
+}

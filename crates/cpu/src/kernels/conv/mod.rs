@@ -1,0 +1,196 @@
+//! Convolution and its two gradients, channels last, over one to three spatial axes.
+//!
+//! Three ways, chosen by the shape: a pointwise convolution is one matrix product; a depthwise one has direct loops
+//! ([`depthwise`]); any other is unfolded block by block into rows for matrix products ([`general`]). Sums are those
+//! of [`gemm`](crate::gemm) over window elements, then channels (input gradient: then filters), in ascending order;
+//! the weight gradient's over pixels in ascending order.
+
+mod depthwise;
+mod general;
+
+use super::view::{DType, View, ViewMut};
+use super::window::{Geometry, Pixels};
+use crate::gemm::{Float, GemmSpec, Layout, gemm, gemm_scratch_bytes};
+use crate::isa::{Cpu, Isa};
+use crate::kernels::view::{Scratch, piece, scratch_bytes};
+use tenon_graph::op::{Direction, Window};
+
+/// A convolution: everything that its scratch memory depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Convolution {
+    geometry: Geometry,
+    groups: usize,
+    /// Channels of the input and of one group.
+    channels: usize,
+    group_channels: usize,
+    /// Filters and those of one group.
+    filters: usize,
+    group_filters: usize,
+    /// The element types of the operands and of the result.
+    dtype: DType,
+    result: DType,
+    direction: Direction,
+    rank: usize,
+}
+
+impl Convolution {
+    /// A convolution in some direction over an input of shape `[n, spatial.., c]` with `filters` filters in `groups`,
+    /// whose operands are `dtype` and whose result is `result`, each `f32` or `bf16`.
+    ///
+    /// # Panics
+    /// If there are more than three spatial axes, or groups or windows do not fit.
+    pub fn new(
+        direction: Direction,
+        input: &[usize],
+        windows: &[Window],
+        filters: usize,
+        groups: usize,
+        dtype: DType,
+        result: DType,
+    ) -> Convolution {
+        let geometry = Geometry::new(input, windows);
+        let channels = input[input.len() - 1];
+        let fits = groups > 0 && channels.is_multiple_of(groups) && filters.is_multiple_of(groups);
+        assert!(fits, "{channels} channels and {filters} filters in {groups} groups");
+        assert!(dtype.is_float() && result.is_float(), "convolution of {dtype} to {result}");
+        let (group_channels, group_filters) = (channels / groups, filters / groups);
+        let rank = input.len();
+        Convolution {
+            geometry,
+            groups,
+            channels,
+            group_channels,
+            filters,
+            group_filters,
+            dtype,
+            result,
+            direction,
+            rank,
+        }
+    }
+
+    /// Elements of one filter: window elements times channels of a group.
+    fn depth(&self) -> usize {
+        self.geometry.taps() * self.group_channels
+    }
+
+    /// Output pixels of the whole batch.
+    fn pixels(&self) -> usize {
+        self.geometry.n * self.geometry.outputs()
+    }
+
+    fn is_pointwise(&self) -> bool {
+        let plain = |w: &Window| (w.size, w.stride, w.low, w.high) == (1, 1, 0, 0);
+        self.groups == 1 && self.geometry.windows.iter().all(plain)
+    }
+
+    fn is_depthwise(&self) -> bool {
+        self.group_channels == 1 && self.group_filters == 1
+    }
+
+    /// The product that a pointwise convolution is.
+    fn product(&self) -> GemmSpec {
+        let (pixels, c, o) = (self.pixels(), self.channels, self.filters);
+        let (operand, result) = (float(self.dtype), float(self.result));
+        let rows = |n| Layout::row_major(operand, n);
+        match self.direction {
+            Direction::Forward => {
+                GemmSpec::new(pixels, o, c, rows(c), rows(c).transposed(), Layout::row_major(result, o))
+            }
+            Direction::InputGradient => GemmSpec::new(pixels, c, o, rows(o), rows(c), Layout::row_major(result, c)),
+            Direction::WeightGradient => {
+                GemmSpec::new(o, c, pixels, rows(o).transposed(), rows(c), Layout::row_major(result, c))
+            }
+        }
+    }
+
+    /// The bytes of scratch that [`convolve`] needs on this instruction set and a pool of `threads`.
+    pub fn scratch_bytes(&self, isa: Isa, threads: usize) -> usize {
+        let (shared, each) = self.scratch(isa, threads);
+        scratch_bytes(shared, each, threads)
+    }
+
+    fn scratch(&self, isa: Isa, threads: usize) -> (usize, usize) {
+        if self.is_pointwise() {
+            (piece::<u8>(gemm_scratch_bytes(&self.product(), isa, threads)), 0)
+        } else if self.is_depthwise() {
+            (depthwise::scratch(self), 0)
+        } else {
+            general::scratch(self, isa, threads)
+        }
+    }
+
+    /// The shapes of input, weight and output.
+    fn check(&self, name: &str, view: &View<'_>, dtype: DType, part: Part) {
+        let (lead, spatial, last) = match part {
+            Part::Input => (self.geometry.n, self.geometry.input, self.channels),
+            Part::Output => (self.geometry.n, self.geometry.output, self.filters),
+            Part::Weight => (self.filters, self.geometry.windows.map(|w| w.size), self.group_channels),
+        };
+        let (shape, axes) = (view.shape(), self.rank - 2);
+        let fits = shape.len() == self.rank && shape[0] == lead && shape[self.rank - 1] == last;
+        assert!(
+            fits && shape[1..self.rank - 1] == spatial[3 - axes..],
+            "convolution: {name} is {shape:?}, not [{lead}, {:?}, {last}]",
+            &spatial[3 - axes..]
+        );
+        assert!(view.dtype() == dtype, "convolution: {name} is {}, not {dtype}", view.dtype());
+        assert!(view.is_row_major(), "convolution: {name} is not row-major: {:?}", view.strides());
+    }
+}
+
+/// What an operand is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Input,
+    Weight,
+    Output,
+}
+
+fn float(dtype: DType) -> Float {
+    if dtype == DType::F32 { Float::F32 } else { Float::Bf16 }
+}
+
+/// Computes a convolution or one of its gradients. Operands by direction: input and weight; output gradient and weight;
+/// output gradient and input. All are row-major: input `[n, spatial.., c]`, weight `[o, window.., c / groups]`, output
+/// `[n, spatial.., o]`.
+///
+/// # Panics
+/// If shapes or element types do not fit, an operand is not row-major, or the scratch is too small.
+pub fn convolve(
+    cpu: &Cpu,
+    spec: &Convolution,
+    a: &View<'_>,
+    b: &View<'_>,
+    to: &mut ViewMut<'_>,
+    scratch_memory: &mut [u8],
+) {
+    let (first, second, third) = match spec.direction {
+        Direction::Forward => (Part::Input, Part::Weight, Part::Output),
+        Direction::InputGradient => (Part::Output, Part::Weight, Part::Input),
+        Direction::WeightGradient => (Part::Output, Part::Input, Part::Weight),
+    };
+    spec.check("the first operand", a, spec.dtype, first);
+    spec.check("the second operand", b, spec.dtype, second);
+    spec.check("the result", to, spec.result, third);
+    let threads = cpu.pool.threads();
+    let (shared, each) = spec.scratch(cpu.isa(), threads);
+    let scratch = Scratch::new(scratch_memory, shared, each, threads);
+    if spec.is_pointwise() {
+        let product = spec.product();
+        let memory = scratch.shared().take::<u8>(gemm_scratch_bytes(&product, cpu.isa(), threads));
+        // SAFETY: the operands have been checked to be row-major of the shapes that the product is made from; the
+        // result is a view of its own, and the scratch of this size.
+        unsafe { gemm(cpu, &product, a.bytes().get(), b.bytes().get(), to.bytes().get(), memory, None) };
+        return;
+    }
+    let [a, b, to] = [a, b, &**to].map(|view| Pixels::of("an operand of a convolution", view));
+    match (spec.is_depthwise(), spec.direction) {
+        (true, Direction::Forward) => depthwise::forward(cpu, spec, a, b, to, scratch),
+        (true, Direction::InputGradient) => depthwise::input_gradient(cpu, spec, a, b, to, scratch),
+        (true, Direction::WeightGradient) => depthwise::weight_gradient(cpu, spec, a, b, to),
+        (false, Direction::Forward) => general::forward(cpu, spec, a, b, to, scratch),
+        (false, Direction::InputGradient) => general::input_gradient(cpu, spec, a, b, to, scratch),
+        (false, Direction::WeightGradient) => general::weight_gradient(cpu, spec, a, b, to, scratch),
+    }
+}
