@@ -20,7 +20,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  tenon plan recipes/moby-dick.toml --set train.memory=256MiB")]
     Plan(Experiment),
     /// Run an experiment to its verdict: train, evaluate, tune if the goal is not met, export, report
-    #[command(after_help = "Examples:\n  tenon run recipes/moby-dick.toml\n  tenon run recipes/digits.toml --out runs/wide --set model.hidden='[512]'\n\nRun again to go on after an interruption. Exit code: 0 goal met, 3 not met, 2 error, 130 interrupted.")]
+    #[command(
+        after_help = "Examples:\n  tenon run recipes/moby-dick.toml\n  tenon run recipes/digits.toml --out runs/wide --set model.hidden='[512]'\n\nRun again to go on after an interruption. Exit code: 0 goal met, 3 not met, 2 error, 130 interrupted."
+    )]
     Run(RunArgs),
     /// Only train and evaluate an experiment: no tuning, no export
     #[command(after_help = "Example:\n  tenon train recipes/digits.toml --out runs/quick --set train.steps=100")]
@@ -32,7 +34,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  tenon generate runs/moby-dick \"Call me\" --tokens 200 --temperature 0.7")]
     Generate(Generate),
     /// Run a model on raw tensors and write every named output
-    #[command(after_help = "Example:\n  tenon forward runs/digits/export --inputs in.safetensors --outputs out.safetensors\n\nInputs carry the ecosystem's names: input_ids, pixel_values (NCHW), ...; `labels` adds `loss`.")]
+    #[command(
+        after_help = "Example:\n  tenon forward runs/digits/export --inputs in.safetensors --outputs out.safetensors\n\nInputs carry the ecosystem's names: input_ids, pixel_values (NCHW), ...; `labels` adds `loss`."
+    )]
     Forward(Forward),
     /// List what is in a model folder, a run folder or a safetensors file
     #[command(after_help = "Example:\n  tenon inspect runs/moby-dick/export/model.safetensors")]

@@ -45,7 +45,9 @@ fn backend(threads: Option<u64>) -> Result<CpuBackend, Failure> {
 
 fn progress(event: Progress) {
     match event {
-        Progress::TrainingTokenizer { bytes } => line("data", &format!("learning a vocabulary from {} bytes", show::count(bytes))),
+        Progress::TrainingTokenizer { bytes } => {
+            line("data", &format!("learning a vocabulary from {} bytes", show::count(bytes)))
+        }
         Progress::Rebuilding { why } => line("data", &format!("made again: {why}")),
         Progress::Hashing { .. } | Progress::Tokenizing { .. } | Progress::Reading { .. } => {}
     }
@@ -53,7 +55,8 @@ fn progress(event: Progress) {
 
 fn set_up(experiment: Experiment, origin: &Path) -> Result<Setup, Failure> {
     let setup = Setup::open(experiment, origin, Path::new(CACHE), &mut progress)?;
-    check_metrics(&setup.experiment.goal, setup.metrics()).map_err(|e| Failure(format!("{}: {e}", origin.display())))?;
+    check_metrics(&setup.experiment.goal, setup.metrics())
+        .map_err(|e| Failure(format!("{}: {e}", origin.display())))?;
     Ok(setup)
 }
 
@@ -94,7 +97,10 @@ pub fn run(args: &args::RunArgs, whole: bool, stop: &AtomicBool) -> Outcome {
 /// A run folder as it was begun.
 fn reopen(folder: &Path) -> Result<Setup, Failure> {
     let Some(experiment) = read_experiment(folder)? else {
-        return Err(Failure(format!("{}: no run in it (experiment.toml)\n  try: name a folder that `tenon run` made", folder.display())));
+        return Err(Failure(format!(
+            "{}: no run in it (experiment.toml)\n  try: name a folder that `tenon run` made",
+            folder.display()
+        )));
     };
     let origin = read_origin(folder)?;
     set_up(experiment, &origin.experiment)
@@ -117,7 +123,10 @@ pub fn export(args: &args::Export, stop: &AtomicBool) -> Outcome {
     let backend = backend(setup.experiment.train.threads)?;
     let job = Job { backend: &backend, folder: &args.run, cache: Path::new(CACHE), stop };
     let difference = run::export_run(&setup, &job, &args.out)?;
-    line("export", &format!("{}  read again and compared: greatest difference {difference} (bound 0)", args.out.display()));
+    line(
+        "export",
+        &format!("{}  read again and compared: greatest difference {difference} (bound 0)", args.out.display()),
+    );
     Ok(0)
 }
 
@@ -134,7 +143,9 @@ pub fn generate(args: &args::Generate, stop: &AtomicBool) -> Outcome {
         && let HyperValue::Int(vocab) = vocab
         && prompt.iter().any(|t| i64::from(*t) >= *vocab)
     {
-        return Err(Failure(format!("the tokenizer gives tokens beyond the model's vocabulary of {vocab}\n  try: the tokenizer.json that the model was trained with")));
+        return Err(Failure(format!(
+            "the tokenizer gives tokens beyond the model's vocabulary of {vocab}\n  try: the tokenizer.json that the model was trained with"
+        )));
     }
     let backend = backend(None)?;
     let mut generator = Generator::new(&open.model, &open.values, &backend, context)?;
@@ -213,7 +224,10 @@ pub fn inspect(args: &args::Inspect) -> Outcome {
     }
     match args.path.join("experiment.toml").exists() {
         true => Ok(0),
-        false => Err(ModelError::new(format!("{}: neither a run, nor a model, nor a safetensors file", args.path.display())).into()),
+        false => {
+            Err(ModelError::new(format!("{}: neither a run, nor a model, nor a safetensors file", args.path.display()))
+                .into())
+        }
     }
 }
 

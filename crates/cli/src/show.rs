@@ -65,9 +65,19 @@ pub fn plan(setup: &Setup, plan: &RunPlan) -> Vec<String> {
     }
     let budget = train.memory.map_or(String::new(), |m| format!(" of {m}"));
     let mut lines = vec![
-        format!("{} · {} parameters · {batch} a step · {:.2e} FLOP a step", setup.model, count(plan.parameters), plan.flops),
+        format!(
+            "{} · {} parameters · {batch} a step · {:.2e} FLOP a step",
+            setup.model,
+            count(plan.parameters),
+            plan.flops
+        ),
         format!("{}{budget}", allocation(&plan.allocation)),
-        format!("arena {} bytes · scratch {} bytes · all {} bytes", count(plan.allocation.arena as u64), count(plan.allocation.scratch as u64), count(plan.allocation.total() as u64)),
+        format!(
+            "arena {} bytes · scratch {} bytes · all {} bytes",
+            count(plan.allocation.arena as u64),
+            count(plan.allocation.scratch as u64),
+            count(plan.allocation.total() as u64)
+        ),
     ];
     if plan.again_flops > 0.0 {
         let share = 100.0 * plan.again_flops / (plan.flops - plan.again_flops);
@@ -89,7 +99,11 @@ pub fn data(setup: &Setup) -> Vec<String> {
             count(facts.train.tokens + facts.validation.tokens)
         ));
     } else {
-        lines.push(format!("{} samples to train · {} held out", count(facts.train.samples), count(facts.validation.samples)));
+        lines.push(format!(
+            "{} samples to train · {} held out",
+            count(facts.train.samples),
+            count(facts.validation.samples)
+        ));
     }
     lines.extend(facts.notes.iter().cloned());
     lines

@@ -25,11 +25,15 @@ pub fn read(path: &Path) -> Result<Vec<NamedTensor>, ModelError> {
         return Err(wrong(path, format_args!("has {size} bytes, inputs have at most {LARGEST}")));
     }
     let bytes = fs::read(path).map_err(|e| wrong(path, format_args!("cannot be read: {e}")))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(path, format_args!("is no safetensors file: {e}")))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|e| wrong(path, format_args!("is no safetensors file: {e}")))?;
     let mut tensors = Vec::new();
     for (name, view) in file.tensors() {
         let values = decode(&view).ok_or_else(|| {
-            wrong(path, format_args!("`{name}` is {:?}: models take F32, F16, BF16, F64, integers and BOOL", view.dtype()))
+            wrong(
+                path,
+                format_args!("`{name}` is {:?}: models take F32, F16, BF16, F64, integers and BOOL", view.dtype()),
+            )
         })?;
         tensors.push(NamedTensor { name, shape: view.shape().to_vec(), values });
     }
@@ -61,7 +65,10 @@ fn decode(view: &TensorView<'_>) -> Option<Values> {
     let bytes = view.data();
     macro_rules! numbers {
         ($ty:ty, $size:literal, $to:ty) => {
-            bytes.chunks_exact($size).map(|b| <$ty>::from_le_bytes(b.try_into().expect("chunks have this size")) as $to).collect()
+            bytes
+                .chunks_exact($size)
+                .map(|b| <$ty>::from_le_bytes(b.try_into().expect("chunks have this size")) as $to)
+                .collect()
         };
     }
     Some(match view.dtype() {
@@ -71,7 +78,9 @@ fn decode(view: &TensorView<'_>) -> Option<Values> {
             let halves = bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
             Values::Float(halves.map(f32::from_bits).collect())
         }
-        Dtype::F16 => Values::Float(bytes.chunks_exact(2).map(|b| half_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect()),
+        Dtype::F16 => {
+            Values::Float(bytes.chunks_exact(2).map(|b| half_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect())
+        }
         Dtype::I64 => Values::Int(numbers!(i64, 8, i64)),
         Dtype::I32 => Values::Int(numbers!(i32, 4, i64)),
         Dtype::I16 => Values::Int(numbers!(i16, 2, i64)),

@@ -1,7 +1,7 @@
 //! Every instruction set against the plain one, bit by bit, and `exp` against f64.
 
 use super::*;
-use crate::math::exp;
+use crate::kernels::exp;
 
 /// Applies every operation to two vectors.
 struct Everything([f32; LANES], [f32; LANES]);

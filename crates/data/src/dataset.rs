@@ -38,11 +38,7 @@ pub struct Field {
 
 impl Field {
     pub(crate) fn new(name: &str, element: ElementType, shape: &[usize]) -> Self {
-        Field {
-            name: name.to_owned(),
-            element,
-            shape: shape.to_vec(),
-        }
+        Field { name: name.to_owned(), element, shape: shape.to_vec() }
     }
 
     /// Bytes of one sample of this field.
@@ -177,28 +173,14 @@ pub trait Dataset: Send + Sync {
 ///
 /// # Panics
 /// If `out` has not one buffer of `batch * Field::bytes()` per field, or the split is empty in training.
-pub fn fill_batch(
-    dataset: &dyn Dataset,
-    split: Split,
-    position: u64,
-    batch: usize,
-    out: &mut [&mut [u8]],
-) -> usize {
+pub fn fill_batch(dataset: &dyn Dataset, split: Split, position: u64, batch: usize, out: &mut [&mut [u8]]) -> usize {
     let fields = dataset.fields();
     let len = dataset.len(split);
     assert_eq!(out.len(), fields.len(), "one buffer per field");
     for (field, buffer) in fields.iter().zip(out.iter()) {
-        assert_eq!(
-            buffer.len(),
-            batch * field.bytes(),
-            "bytes of a batch of `{}`",
-            field.name
-        );
+        assert_eq!(buffer.len(), batch * field.bytes(), "bytes of a batch of `{}`", field.name);
     }
-    assert!(
-        split == Split::Validation || len > 0,
-        "training needs samples"
-    );
+    assert!(split == Split::Validation || len > 0, "training needs samples");
     let mut real = 0;
     for slot in 0..batch {
         let mut parts: Vec<&mut [u8]> = out

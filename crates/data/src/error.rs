@@ -50,39 +50,17 @@ pub enum Place {
 }
 
 impl DataError {
-    pub(crate) fn setting(
-        key: impl Into<String>,
-        what: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
-        DataError::Setting {
-            key: key.into(),
-            what: what.into(),
-            hint: hint.into(),
-        }
+    pub(crate) fn setting(key: impl Into<String>, what: impl Into<String>, hint: impl Into<String>) -> Self {
+        DataError::Setting { key: key.into(), what: what.into(), hint: hint.into() }
     }
 
-    pub(crate) fn content(
-        path: &Path,
-        at: Place,
-        what: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
-        DataError::Content {
-            path: path.to_path_buf(),
-            at,
-            what: what.into(),
-            hint: hint.into(),
-        }
+    pub(crate) fn content(path: &Path, at: Place, what: impl Into<String>, hint: impl Into<String>) -> Self {
+        DataError::Content { path: path.to_path_buf(), at, what: what.into(), hint: hint.into() }
     }
 
     /// For `map_err`: an `io::Error` of `action` on `path`.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| DataError::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
-        }
+        move |source| DataError::Io { action, path: path.to_path_buf(), source }
     }
 }
 
@@ -92,24 +70,10 @@ impl fmt::Display for DataError {
             DataError::Setting { key, what, hint } => {
                 write!(f, "{what}\n  --> {key}\n  try: {hint}")
             }
-            DataError::Io {
-                action,
-                path,
-                source,
-            } => {
-                write!(
-                    f,
-                    "cannot {action}: {source}\n  --> {}\n  try: {}",
-                    path.display(),
-                    hint_for(source.kind())
-                )
+            DataError::Io { action, path, source } => {
+                write!(f, "cannot {action}: {source}\n  --> {}\n  try: {}", path.display(), hint_for(source.kind()))
             }
-            DataError::Content {
-                path,
-                at,
-                what,
-                hint,
-            } => {
+            DataError::Content { path, at, what, hint } => {
                 write!(f, "{what}\n  --> {}{at}\n  try: {hint}", path.display())
             }
         }
@@ -118,13 +82,9 @@ impl fmt::Display for DataError {
 
 fn hint_for(kind: io::ErrorKind) -> &'static str {
     match kind {
-        io::ErrorKind::NotFound => {
-            "check the name; paths are relative to the folder of the experiment file"
-        }
+        io::ErrorKind::NotFound => "check the name; paths are relative to the folder of the experiment file",
         io::ErrorKind::PermissionDenied => "check the permissions of the file and its folder",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free some space, or choose another cache folder"
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space, or choose another cache folder",
         io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
             "the file is damaged or incomplete: fetch it again"
         }

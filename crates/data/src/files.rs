@@ -16,9 +16,7 @@ pub(crate) fn open_file(path: &Path) -> Result<File, DataError> {
     let file = File::open(path).map_err(DataError::io("open", path))?;
     let kind = file.metadata().map_err(DataError::io("open", path))?;
     if kind.is_dir() {
-        return Err(DataError::io("open", path)(
-            std::io::ErrorKind::IsADirectory.into(),
-        ));
+        return Err(DataError::io("open", path)(std::io::ErrorKind::IsADirectory.into()));
     }
     Ok(file)
 }
@@ -39,22 +37,13 @@ pub(crate) fn open_contents(path: &Path) -> Result<Contents, DataError> {
     let start = reader.fill_buf().map_err(DataError::io("read", path))?;
     if start.starts_with(&GZIP_MAGIC) {
         let decoder = MultiGzDecoder::new(reader);
-        return Ok(Contents {
-            reader: Box::new(BufReader::with_capacity(1 << 16, decoder)),
-            length: None,
-        });
+        return Ok(Contents { reader: Box::new(BufReader::with_capacity(1 << 16, decoder)), length: None });
     }
-    Ok(Contents {
-        reader: Box::new(reader),
-        length: Some(length),
-    })
+    Ok(Contents { reader: Box::new(reader), length: Some(length) })
 }
 
 /// Reads exactly `count` bytes; memory grows with what the file really holds, not with what it claims. `None`: it ended before.
-pub(crate) fn read_exactly(
-    reader: &mut dyn BufRead,
-    count: u64,
-) -> std::io::Result<Option<Vec<u8>>> {
+pub(crate) fn read_exactly(reader: &mut dyn BufRead, count: u64) -> std::io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     reader.take(count).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 == count).then_some(bytes))
@@ -72,13 +61,8 @@ pub(crate) fn write_atomically(
     fs::create_dir_all(folder).map_err(DataError::io("create the folder", folder))?;
     let mut temporary = temporary_in(folder).map_err(DataError::io("create a file in", folder))?;
     write(temporary.as_file_mut())?;
-    temporary
-        .as_file()
-        .sync_all()
-        .map_err(DataError::io("write", path))?;
-    temporary
-        .persist(path)
-        .map_err(|error| DataError::io("rename a finished file to", path)(error.error))?;
+    temporary.as_file().sync_all().map_err(DataError::io("write", path))?;
+    temporary.persist(path).map_err(|error| DataError::io("rename a finished file to", path)(error.error))?;
     sync_folder(folder)
 }
 
@@ -93,16 +77,12 @@ fn temporary_in(folder: &Path) -> std::io::Result<NamedTempFile> {
 /// Makes a rename survive a power cut. Windows cannot open folders for this, and does not need it.
 fn sync_folder(folder: &Path) -> Result<(), DataError> {
     if cfg!(unix) {
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(DataError::io("sync the folder", folder))?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(DataError::io("sync the folder", folder))?;
     }
     Ok(())
 }
 
 /// Writes `bytes` to `path` completely or not at all.
 pub(crate) fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    write_atomically(path, |file| {
-        file.write_all(bytes).map_err(DataError::io("write", path))
-    })
+    write_atomically(path, |file| file.write_all(bytes).map_err(DataError::io("write", path)))
 }

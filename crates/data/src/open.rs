@@ -67,37 +67,23 @@ pub fn open(
     match (&config.text, &config.images, &config.table) {
         (Some(paths), None, None) => {
             let tokenizer = config.tokenizer.clone().unwrap_or_default();
-            let sources = text::Settings {
-                paths,
-                tokenizer: &tokenizer,
-                validation,
-                context,
-            };
+            let sources = text::Settings { paths, tokenizer: &tokenizer, validation, context };
             let dataset = text::open(&sources, base_dir, cache_dir, seed, progress)?;
             Ok(Box::new(dataset))
         }
-        (None, Some(images), None) => Ok(Box::new(labelled::open_images(
-            images, validation, base_dir, seed, progress,
-        )?)),
-        (None, None, Some(table)) => Ok(Box::new(labelled::open_table(
-            table, validation, base_dir, seed, progress,
-        )?)),
+        (None, Some(images), None) => {
+            Ok(Box::new(labelled::open_images(images, validation, base_dir, seed, progress)?))
+        }
+        (None, None, Some(table)) => Ok(Box::new(labelled::open_table(table, validation, base_dir, seed, progress)?)),
         (text, images, table) => {
-            let given: Vec<&str> = [
-                ("text", text.is_some()),
-                ("images", images.is_some()),
-                ("table", table.is_some()),
-            ]
-            .into_iter()
-            .filter_map(|(name, given)| given.then_some(name))
-            .collect();
+            let given: Vec<&str> = [("text", text.is_some()), ("images", images.is_some()), ("table", table.is_some())]
+                .into_iter()
+                .filter_map(|(name, given)| given.then_some(name))
+                .collect();
             let what = if given.is_empty() {
                 "no data is named: none of `text`, `images` and `table` is given".to_owned()
             } else {
-                format!(
-                    "`{}` are given; one experiment has one of them",
-                    given.join("` and `")
-                )
+                format!("`{}` are given; one experiment has one of them", given.join("` and `"))
             };
             Err(DataError::setting(
                 "data",

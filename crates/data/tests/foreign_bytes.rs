@@ -11,10 +11,7 @@ fn open_and_read(folder: &Folder, toml: &str) {
     match folder.open(toml, Some(3)) {
         Err(error) => {
             let message = error.to_string();
-            assert!(
-                message.contains("\n  --> ") && message.contains("\n  try: "),
-                "{message}"
-            );
+            assert!(message.contains("\n  --> ") && message.contains("\n  try: "), "{message}");
         }
         Ok(data) => {
             for split in [Split::Train, Split::Validation] {
@@ -27,20 +24,13 @@ fn open_and_read(folder: &Folder, toml: &str) {
 
 /// Failing cases are printed, not kept in files.
 fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 /// IDX files with a right or nearly right header.
 fn idx() -> impl Strategy<Value = Vec<u8>> {
     let size = prop_oneof![0u32..4, Just(u32::MAX), any::<u32>()];
-    let header = (
-        prop_oneof![Just(8u8), any::<u8>()],
-        prop::collection::vec(size, 0..6),
-    );
+    let header = (prop_oneof![Just(8u8), any::<u8>()], prop::collection::vec(size, 0..6));
     (header, prop::collection::vec(any::<u8>(), 0..40)).prop_map(|((kind, sizes), bytes)| {
         let mut file = vec![0, 0, kind, sizes.len() as u8];
         file.extend(sizes.iter().flat_map(|size| size.to_be_bytes()));

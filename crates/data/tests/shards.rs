@@ -14,18 +14,12 @@ const TOML: &str = r#"
 fn excerpt() -> Vec<u8> {
     let mut book = std::fs::read(shipped().join("moby-dick.txt")).expect("the book");
     book.truncate(20_000);
-    book.truncate(
-        String::from_utf8_lossy(&book)
-            .trim_end_matches('\u{fffd}')
-            .len(),
-    );
+    book.truncate(String::from_utf8_lossy(&book).trim_end_matches('\u{fffd}').len());
     book
 }
 
 fn opened(folder: &Folder, toml: &str) -> Box<dyn Dataset> {
-    folder
-        .open(toml, Some(16))
-        .unwrap_or_else(|error| panic!("{error}"))
+    folder.open(toml, Some(16)).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn first_sample(data: &dyn Dataset) -> Vec<i32> {
@@ -61,10 +55,7 @@ fn the_cache_is_reused_only_for_the_same_contents_and_settings() {
     changed[100] ^= 1;
     folder.write("t.txt", &changed);
     let data = opened(&folder, TOML);
-    assert!(
-        !data.facts().from_cache,
-        "one bit of the source changed, its size did not"
-    );
+    assert!(!data.facts().from_cache, "one bit of the source changed, its size did not");
     assert_ne!(data.checksum(), made.checksum());
 }
 
@@ -76,8 +67,7 @@ fn every_kind_of_damage_is_found_said_and_repaired() {
     let bytes = std::fs::read(&path).expect("read");
 
     let mut damages: Vec<(String, Vec<u8>)> = Vec::new();
-    let places = (0..bytes.len())
-        .filter(|at| (*at < 190 && at % 3 == 0) || at % 4999 == 0 || at + 4 > bytes.len());
+    let places = (0..bytes.len()).filter(|at| (*at < 190 && at % 3 == 0) || at % 4999 == 0 || at + 4 > bytes.len());
     for at in places {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << (at % 8);
@@ -99,23 +89,13 @@ fn every_kind_of_damage_is_found_said_and_repaired() {
                 said.push(why);
             }
         };
-        let data = open(
-            &config(TOML),
-            folder.dir.path(),
-            &folder.cache(),
-            1,
-            Some(16),
-            &mut listen,
-        )
-        .unwrap_or_else(|error| panic!("{damage}: {error}"));
+        let data = open(&config(TOML), folder.dir.path(), &folder.cache(), 1, Some(16), &mut listen)
+            .unwrap_or_else(|error| panic!("{damage}: {error}"));
         assert!(!data.facts().from_cache, "{damage}: used");
         assert_eq!(said.len(), 1, "{damage}: not said");
         assert_eq!(data.facts().notes, said, "{damage}");
         assert_eq!(data.checksum(), good.checksum(), "{damage}");
-        assert!(
-            std::fs::read(&path).expect("read") == bytes,
-            "{damage}: not repaired"
-        );
+        assert!(std::fs::read(&path).expect("read") == bytes, "{damage}: not repaired");
     }
     assert_eq!(first_sample(&*good), first_sample(&*opened(&folder, TOML)));
     assert_eq!(folder.shards().len(), 1, "no temporary file is left");
@@ -124,45 +104,22 @@ fn every_kind_of_damage_is_found_said_and_repaired() {
 #[test]
 fn small_and_large_vocabularies_are_stored_and_read_alike() {
     let words: Vec<String> = (0..70_000).map(|i| format!("w{i}")).collect();
-    let vocab: Vec<String> = words
-        .iter()
-        .enumerate()
-        .map(|(i, w)| format!("\"{w}\":{i}"))
-        .collect();
+    let vocab: Vec<String> = words.iter().enumerate().map(|(i, w)| format!("\"{w}\":{i}")).collect();
     let tokenizer = format!(
         r#"{{"version":"1.0","truncation":{{"direction":"Right","max_length":3,"strategy":"LongestFirst","stride":0}},
         "padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":{{"type":"Whitespace"}},"post_processor":null,
         "decoder":null,"model":{{"type":"WordLevel","vocab":{{{}}},"unk_token":"w0"}}}}"#,
         vocab.join(",")
     );
-    let text = words
-        .iter()
-        .rev()
-        .step_by(7)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join("\n");
-    let folder = Folder::new(&[
-        ("t.txt", text.as_bytes()),
-        ("tok.json", tokenizer.as_bytes()),
-    ]);
+    let text = words.iter().rev().step_by(7).cloned().collect::<Vec<_>>().join("\n");
+    let folder = Folder::new(&[("t.txt", text.as_bytes()), ("tok.json", tokenizer.as_bytes())]);
     let data = folder
-        .open(
-            "text = \"t.txt\"\ntokenizer = { kind = \"file\", file = \"tok.json\" }",
-            Some(9_000),
-        )
+        .open("text = \"t.txt\"\ntokenizer = { kind = \"file\", file = \"tok.json\" }", Some(9_000))
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(data.facts().vocab, Some(70_000));
-    assert_eq!(
-        data.facts().train.tokens,
-        10_000,
-        "the file's truncation to 3 tokens is not applied"
-    );
+    assert_eq!(data.facts().train.tokens, 10_000, "the file's truncation to 3 tokens is not applied");
     let inputs = ints(&sample(&*data, Split::Train, 0, 0)[0]);
-    assert!(
-        inputs.windows(2).all(|w| w[0] == w[1] + 7),
-        "ids above 65,535 are whole"
-    );
+    assert!(inputs.windows(2).all(|w| w[0] == w[1] + 7), "ids above 65,535 are whole");
     assert_eq!(
         data.facts().notes.len(),
         1,
@@ -175,9 +132,6 @@ fn small_and_large_vocabularies_are_stored_and_read_alike() {
 fn a_cache_that_cannot_be_written_is_an_error() {
     let folder = Folder::new(&[("t.txt", &excerpt()), ("cache", b"a file, not a folder")]);
     let message = folder.error(TOML);
-    assert!(
-        message.starts_with("cannot create the folder: "),
-        "{message}"
-    );
+    assert!(message.starts_with("cannot create the folder: "), "{message}");
     assert!(message.contains("\n  --> cache\n"), "{message}");
 }

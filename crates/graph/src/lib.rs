@@ -3,8 +3,8 @@
 //! It never runs anything fast and knows no files, no networks, no models and no machine: the reference evaluator is
 //! here to say what a graph means. Start reading at [`op`], then [`tensor`], then [`graph`].
 
-pub mod backend;
 pub mod autodiff;
+pub mod backend;
 pub mod composite;
 pub mod cost;
 pub mod diagnostic;

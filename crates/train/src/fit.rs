@@ -279,7 +279,8 @@ impl Loop<'_, '_> {
         let record = Record::new(step, Kind::Evaluate, metrics.iter().map(|(k, v)| (k.as_str(), *v)));
         self.record(&record)?;
         self.around.observer.event(Event::Evaluated { step, metrics: &metrics });
-        self.state.evaluated = batches.is_none().then(|| metrics.iter().map(|(k, v)| (k.clone(), v.to_bits())).collect());
+        self.state.evaluated =
+            batches.is_none().then(|| metrics.iter().map(|(k, v)| (k.clone(), v.to_bits())).collect());
         Ok(metrics)
     }
 

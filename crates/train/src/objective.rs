@@ -1,8 +1,8 @@
 //! What is learnt: the loss of a batch and the counts from which metrics are made, as graph.
 
+use tenon_graph::composite::Attr;
 use tenon_graph::composite::Attrs;
 use tenon_graph::composite::loss::{BCE_WITH_LOGITS, CROSS_ENTROPY, MSE};
-use tenon_graph::composite::Attr;
 use tenon_graph::op::Role;
 use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Shape, Type};

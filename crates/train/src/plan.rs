@@ -70,7 +70,11 @@ impl fmt::Display for PlanError {
                 )?;
                 write!(f, "\n  try: memory = \"{}\" or more", size(over.smallest))?;
                 if let Some(batch) = over.fitting_batch {
-                    write!(f, "\n  try: batch = {batch} instead of {} (accumulate keeps the step the same)", over.batch)?;
+                    write!(
+                        f,
+                        "\n  try: batch = {batch} instead of {} (accumulate keeps the step the same)",
+                        over.batch
+                    )?;
                 }
                 if let Some(bytes) = over.in_bf16 {
                     write!(f, "\n  try: precision = \"bf16\", which needs {}", size(bytes))?;
@@ -214,7 +218,9 @@ fn attempt(
     let times = [recipe.train.accumulate as f64, 1.0];
     let flops = programs.iter().zip(times).map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
     let model = &recipe.model.graph;
-    let elements = |(_, _, role, ty): (_, _, Role, &tenon_graph::types::Type)| (role == Role::Parameter).then(|| ty.elements() as u64);
+    let elements = |(_, _, role, ty): (_, _, Role, &tenon_graph::types::Type)| {
+        (role == Role::Parameter).then(|| ty.elements() as u64)
+    };
     Ok(Ok(RunPlan {
         training: programs,
         evaluate,
@@ -233,7 +239,10 @@ fn bind_to_data(model: &Model, graph: &Graph, data: &dyn Dataset, batch: usize) 
     for (_, name, _, ty) in inputs {
         let Some(field) = data.fields().iter().find(|f| f.name == **name) else {
             let given: Vec<&str> = data.fields().iter().map(|f| f.name.as_str()).collect();
-            let message = format!("the model takes `{name}`, which the data does not give\n  the data gives: {}", given.join(", "));
+            let message = format!(
+                "the model takes `{name}`, which the data does not give\n  the data gives: {}",
+                given.join(", ")
+            );
             return Err(PlanError::Data(message));
         };
         let element = match field.element {

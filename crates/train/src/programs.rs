@@ -78,7 +78,12 @@ impl Recipe<'_> {
         let b = Builder::extend(for_training(&self.model.graph).map_err(|e| vec![e])?);
         let names = self.trainable();
         let predictions = predictions(&b);
-        let sums = sums(self.objective, predictions, labels(&b, self.objective, &predictions.ty()), self.train.label_smoothing);
+        let sums = sums(
+            self.objective,
+            predictions,
+            labels(&b, self.objective, &predictions.ty()),
+            self.train.label_smoothing,
+        );
         let denominator = b.input(DENOMINATOR, Role::Data, scalar_type());
         let loss = sums.loss / denominator;
         b.set_phase(Phase::Backward);

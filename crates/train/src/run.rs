@@ -396,7 +396,8 @@ fn deploy(setup: &Setup, model: &Model, values: &[Vec<f32>], folder: &Path) -> R
     let difference = pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
     let lengths = |values: &[Vec<f32>]| values.iter().map(Vec::len).collect::<Vec<_>>();
     if difference > 0.0 || lengths(&again) != lengths(values) {
-        let message = format!("{}: what was read again differs by {difference} from what was trained", folder.display());
+        let message =
+            format!("{}: what was read again differs by {difference} from what was trained", folder.display());
         return Err(ModelError::new(message).into());
     }
     Ok(difference)

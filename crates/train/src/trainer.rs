@@ -52,10 +52,17 @@ impl fmt::Display for TrainError {
             TrainError::Mismatch(message) => f.write_str(message),
             TrainError::NonFinite(diverged) => {
                 let Diverged { step, loss, grad_norm, first } = &**diverged;
-                write!(f, "step {step} is not finite: loss {loss}, gradient norm {grad_norm}; the weights were left as they were")?;
+                write!(
+                    f,
+                    "step {step} is not finite: loss {loss}, gradient norm {grad_norm}; the weights were left as they were"
+                )?;
                 if let Some(first) = first {
                     let phase = format!("{:?}", first.phase).to_lowercase();
-                    write!(f, "\n  first in the {phase} pass: {} gives {} at element {} of {}", first.op, first.value, first.index, first.ty)?;
+                    write!(
+                        f,
+                        "\n  first in the {phase} pass: {} gives {} at element {} of {}",
+                        first.op, first.value, first.index, first.ty
+                    )?;
                     if first.site.line > 0 {
                         write!(f, "\n  --> {}", first.site)?;
                     }

@@ -115,8 +115,7 @@ fn muon<'g>(settings: &Muon, moment: &Moment<'g>, weight: &Weight<'_, 'g>) -> Te
     let buffer = state(b, "muon.momentum_buffer", weight);
     let g = weight.gradient;
     let m = keep(moment, buffer, buffer * settings.momentum + g * (1.0 - settings.momentum));
-    let direction =
-        if settings.nesterov { g * (1.0 - settings.momentum) + m * settings.momentum } else { m };
+    let direction = if settings.nesterov { g * (1.0 - settings.momentum) + m * settings.momentum } else { m };
     // Further axes of a convolution's weight belong to its columns.
     let shape = direction.shape();
     let sizes = shape.as_const().expect("weights have numbers for sizes");

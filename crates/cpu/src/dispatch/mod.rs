@@ -1,6 +1,7 @@
 //! From the steps of a program to kernels: which one runs a step, on which windows, with how much scratch.
 
 mod attention;
+mod conv;
 mod dot;
 mod interpreted;
 mod moves;
@@ -100,9 +101,12 @@ pub fn prepare(cpu: &Cpu, program: &Program, step: &Step) -> Box<dyn Kernel> {
                     let c = data.output();
                     Box::new(dot::Product::new(cpu, dot, operands, types, c, graph.ty(c)))
                 }
+                Op::Conv(conv) => Box::new(conv::Convolving::new(cpu, conv, &windows, &targets[0])),
                 Op::Composite(composite) => match composite.def.name {
                     "attention" => Box::new(attention::Forward::new(cpu, &composite.attrs, &windows, &targets)),
-                    "attention_gradient" => Box::new(attention::Backward::new(cpu, &composite.attrs, &windows, &targets)),
+                    "attention_gradient" => {
+                        Box::new(attention::Backward::new(cpu, &composite.attrs, &windows, &targets))
+                    }
                     name => unreachable!("{name} is lowered by its expansion"),
                 },
                 op => match moves::Moving::new(cpu, op, windows, targets[0].clone(), graph.site(*node)) {

@@ -7,8 +7,8 @@ use tenon_graph::op::{Direction, Gather, Op, Pool, Scatter, View as GraphView};
 use super::{Kernel, Operand, Target};
 use crate::isa::Cpu;
 use crate::kernels::{
-    OutOfRange, argsort, argsort_scratch_bytes, concat, copy, gather_along, gather_rows, pad, pool,
-    pool_gradient, pool_gradient_scratch_bytes, scatter_add_along, scatter_add_along_scratch_bytes, scatter_add_rows,
+    OutOfRange, argsort, argsort_scratch_bytes, concat, copy, gather_along, gather_rows, pad, pool, pool_gradient,
+    pool_gradient_scratch_bytes, scatter_add_along, scatter_add_along_scratch_bytes, scatter_add_rows,
     scatter_add_rows_scratch_bytes, write,
 };
 use crate::session::Table;

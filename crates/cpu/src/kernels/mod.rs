@@ -10,6 +10,8 @@ pub mod attention;
 mod conv;
 mod copy;
 mod exp;
+#[cfg(test)]
+pub(crate) use exp::exp;
 mod index;
 mod pool;
 mod product;

@@ -22,10 +22,7 @@ impl RowAt {
             let mut reader = open_contents(path).ok()?.reader;
             let mut before = (&mut reader).take(self.byte);
             std::io::copy(&mut before, &mut std::io::sink()).ok()?;
-            let blanks = reader
-                .bytes()
-                .map_while(Result::ok)
-                .take_while(|byte| matches!(byte, b'\r' | b'\n'));
+            let blanks = reader.bytes().map_while(Result::ok).take_while(|byte| matches!(byte, b'\r' | b'\n'));
             Some(blanks.filter(|&byte| byte == b'\n').count() as u64)
         };
         Place::Line(self.line + blank_lines().unwrap_or(0))
@@ -50,11 +47,8 @@ impl CsvFile {
         let mut contents = open_contents(path)?.reader;
         let start = contents.fill_buf().map_err(DataError::io("read", path))?;
         let delimiter = delimiter(start);
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .delimiter(delimiter)
-            .from_reader(contents);
+        let mut reader =
+            csv::ReaderBuilder::new().has_headers(false).flexible(true).delimiter(delimiter).from_reader(contents);
         let mut first = ByteRecord::new();
         if !read(&mut reader, path, &mut first)? {
             return Err(DataError::content(
@@ -66,12 +60,8 @@ impl CsvFile {
         }
         let width = first.len();
         let is_header = header.unwrap_or_else(|| !first.iter().any(|c| number(c).is_some()));
-        let names = |record: &ByteRecord| {
-            record
-                .iter()
-                .map(|cell| String::from_utf8_lossy(cell).trim().to_owned())
-                .collect()
-        };
+        let names =
+            |record: &ByteRecord| record.iter().map(|cell| String::from_utf8_lossy(cell).trim().to_owned()).collect();
         Ok(CsvFile {
             path: path.to_path_buf(),
             header: is_header.then(|| names(&first)),
@@ -93,11 +83,7 @@ impl CsvFile {
             return Err(DataError::content(
                 &self.path,
                 at.place(&self.path),
-                format!(
-                    "the row has {} cells, the first row {}",
-                    row.len(),
-                    self.width
-                ),
+                format!("the row has {} cells, the first row {}", row.len(), self.width),
                 "check the row for missing or additional separators and quotes",
             ));
         }
@@ -117,11 +103,9 @@ impl CsvFile {
                 key,
                 match &self.header {
                     None => format!("no column `{name}`: {} has no header", self.path.display()),
-                    Some(names) => format!(
-                        "no column `{name}` in {}; its columns are {}",
-                        self.path.display(),
-                        listed(names)
-                    ),
+                    Some(names) => {
+                        format!("no column `{name}` in {}; its columns are {}", self.path.display(), listed(names))
+                    }
                 },
                 "\"first\", \"last\", or a name of the header",
             )),
@@ -148,12 +132,7 @@ impl CsvFile {
         Err(DataError::content(
             &other.path,
             Place::Line(1),
-            format!(
-                "the held-out file has {}, {} has {}",
-                describe(other),
-                self.path.display(),
-                describe(self)
-            ),
+            format!("the held-out file has {}, {} has {}", describe(other), self.path.display(), describe(self)),
             "give both files the same columns and header",
         ))
     }
@@ -179,17 +158,11 @@ fn delimiter(start: &[u8]) -> u8 {
             !quoted
         })
         .collect();
-    let found = b",\t;"
-        .iter()
-        .find(|&separator| outside.contains(separator));
+    let found = b",\t;".iter().find(|&separator| outside.contains(separator));
     found.copied().unwrap_or(b',')
 }
 
-fn read(
-    reader: &mut csv::Reader<Box<dyn BufRead>>,
-    path: &Path,
-    row: &mut ByteRecord,
-) -> Result<bool, DataError> {
+fn read(reader: &mut csv::Reader<Box<dyn BufRead>>, path: &Path, row: &mut ByteRecord) -> Result<bool, DataError> {
     reader.read_byte_record(row).map_err(|error| {
         let message = error.to_string();
         match error.into_kind() {
@@ -202,10 +175,7 @@ fn read(
 fn position_of(row: &ByteRecord) -> RowAt {
     let start = csv::Position::new();
     let at = row.position().unwrap_or(&start);
-    RowAt {
-        byte: at.byte(),
-        line: at.line(),
-    }
+    RowAt { byte: at.byte(), line: at.line() }
 }
 
 /// A cell as a finite number.

@@ -41,8 +41,7 @@ pub(crate) fn read(
             "the file is incomplete: fetch it again",
         )
     };
-    let mut take =
-        |count: u64| read_exactly(&mut contents.reader, count).map_err(DataError::io("read", path));
+    let mut take = |count: u64| read_exactly(&mut contents.reader, count).map_err(DataError::io("read", path));
     let magic = take(4)?.ok_or_else(|| short(0, 4))?;
     let (zeros, kind, rank) = (&magic[..2], magic[2], usize::from(magic[3]));
     if zeros != [0, 0] || kind != UNSIGNED_BYTE || !dimensions.contains(&rank) {
@@ -50,18 +49,12 @@ pub(crate) fn read(
     }
     let header = header_bytes(rank);
     let sizes = take(4 * rank as u64)?.ok_or_else(|| short(4, header))?;
-    let shape: Vec<usize> = sizes
-        .chunks_exact(4)
-        .map(|size| u32::from_be_bytes([size[0], size[1], size[2], size[3]]) as usize)
-        .collect();
+    let shape: Vec<usize> =
+        sizes.chunks_exact(4).map(|size| u32::from_be_bytes([size[0], size[1], size[2], size[3]]) as usize).collect();
     let total = shape
         .iter()
         .try_fold(1u64, |total, &size| total.checked_mul(size as u64))
-        .filter(|total| {
-            contents
-                .length
-                .is_none_or(|length| total.saturating_add(header) <= length)
-        });
+        .filter(|total| contents.length.is_none_or(|length| total.saturating_add(header) <= length));
     let total = match (total, contents.length) {
         (Some(total), _) => total,
         (None, length) => {
@@ -70,9 +63,7 @@ pub(crate) fn read(
                 Place::Byte(4),
                 format!(
                     "the header says {shape:?} bytes, the file has {} after it",
-                    length.map_or("far fewer".to_owned(), |l| l
-                        .saturating_sub(header)
-                        .to_string())
+                    length.map_or("far fewer".to_owned(), |l| l.saturating_sub(header).to_string())
                 ),
                 "the file is incomplete or no IDX file: fetch it again",
             ));
@@ -80,10 +71,7 @@ pub(crate) fn read(
     };
     let bytes = take(total)?.ok_or_else(|| short(header, total.saturating_add(header)))?;
     let mut more = [0];
-    let extra = contents
-        .reader
-        .read(&mut more)
-        .map_err(DataError::io("read", path))?;
+    let extra = contents.reader.read(&mut more).map_err(DataError::io("read", path))?;
     if extra > 0 {
         return Err(DataError::content(
             path,
@@ -95,12 +83,7 @@ pub(crate) fn read(
     Ok(IdxArray { shape, bytes })
 }
 
-fn bad_magic(
-    path: &Path,
-    magic: &[u8],
-    dimensions: &std::ops::RangeInclusive<usize>,
-    holds: &str,
-) -> DataError {
+fn bad_magic(path: &Path, magic: &[u8], dimensions: &std::ops::RangeInclusive<usize>, holds: &str) -> DataError {
     let kinds = [
         (UNSIGNED_BYTE, "unsigned bytes"),
         (0x09, "signed bytes"),
@@ -115,17 +98,11 @@ fn bad_magic(
         _ => format!("the bytes {magic:02x?}, which start no IDX file"),
     };
     let (low, high) = dimensions.clone().into_inner();
-    let wanted = if low == high {
-        low.to_string()
-    } else {
-        format!("{low} or {high}")
-    };
+    let wanted = if low == high { low.to_string() } else { format!("{low} or {high}") };
     DataError::content(
         path,
         Place::Byte(0),
-        format!(
-            "{holds} must be an IDX array of unsigned bytes with {wanted} dimensions; found {found}"
-        ),
+        format!("{holds} must be an IDX array of unsigned bytes with {wanted} dimensions; found {found}"),
         "check that the images' and the labels' file are not exchanged",
     )
 }

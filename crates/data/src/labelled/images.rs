@@ -31,15 +31,10 @@ pub(crate) fn open_images(
 ) -> Result<LabelledDataset, DataError> {
     let images = match (&source.idx, &source.labels, &source.csv, &source.label) {
         (Some(images), Some(labels), None, None) if source.header.is_none() => {
-            let pair = IdxPair {
-                images: images.clone(),
-                labels: labels.clone(),
-            };
+            let pair = IdxPair { images: images.clone(), labels: labels.clone() };
             read_idx(source, &pair, validation, base_dir, progress)?
         }
-        (None, None, Some(csv), Some(label)) => {
-            read_csv(source, csv, label, validation, base_dir, progress)?
-        }
+        (None, None, Some(csv), Some(label)) => read_csv(source, csv, label, validation, base_dir, progress)?,
         _ => {
             return Err(DataError::setting(
                 "data.images",
@@ -52,17 +47,10 @@ pub(crate) fn open_images(
     let (levels, standardization) = levels(source, images.shape[0])?;
     let classes = &images.labels.values;
     let rows = split::split(validation, classes.len(), images.own, Some(classes), seed)?;
-    let facts = Facts {
-        image: Some(images.shape),
-        standardization,
-        ..Facts::default()
-    };
+    let facts = Facts { image: Some(images.shape), standardization, ..Facts::default() };
     Ok(LabelledDataset::new(Parts {
         field: Field::new("pixel_values", ElementType::F32, &images.shape),
-        inputs: Inputs::Pixels {
-            bytes: images.pixels,
-            levels,
-        },
+        inputs: Inputs::Pixels { bytes: images.pixels, levels },
         targets: Targets::Classes(images.labels),
         rows,
         facts,
@@ -71,10 +59,7 @@ pub(crate) fn open_images(
 }
 
 /// The f32 of each byte, for each channel: `value / 255`, then `(x - mean) / std`.
-fn levels(
-    source: &ImageSource,
-    channels: usize,
-) -> Result<(Vec<[f32; 256]>, Option<Standardization>), DataError> {
+fn levels(source: &ImageSource, channels: usize) -> Result<(Vec<[f32; 256]>, Option<Standardization>), DataError> {
     let standardization = match (&source.mean, &source.std) {
         (None, None) => None,
         (Some(mean), Some(std)) => {
@@ -92,10 +77,7 @@ fn levels(
                     "for MNIST mean = [0.1307], std = [0.3081]",
                 ));
             }
-            Some(Standardization {
-                mean: mean.clone(),
-                std: std.clone(),
-            })
+            Some(Standardization { mean: mean.clone(), std: std.clone() })
         }
         _ => {
             return Err(DataError::setting(
@@ -157,12 +139,7 @@ fn read_idx(
             return Err(DataError::content(
                 &labels_path,
                 Place::Byte(4),
-                format!(
-                    "{} labels for the {} images of {}",
-                    classes.shape[0],
-                    images.shape[0],
-                    path.display()
-                ),
+                format!("{} labels for the {} images of {}", classes.shape[0], images.shape[0], path.display()),
                 "give the two files of one set",
             ));
         }
@@ -177,19 +154,10 @@ fn read_idx(
             pixels.extend(images.bytes);
         }
         labels.extend(classes.bytes);
-        progress(Progress::Reading {
-            samples: labels.len() as u64,
-        });
+        progress(Progress::Reading { samples: labels.len() as u64 });
     }
-    let labels = labels::from_bytes(&labels, source.classes, |_| {
-        (base_dir.join(&pair.labels), Place::Whole)
-    })?;
-    Ok(Images {
-        pixels,
-        labels,
-        shape: shape.unwrap_or_default(),
-        own,
-    })
+    let labels = labels::from_bytes(&labels, source.classes, |_| (base_dir.join(&pair.labels), Place::Whole))?;
+    Ok(Images { pixels, labels, shape: shape.unwrap_or_default(), own })
 }
 
 fn read_csv(
@@ -234,15 +202,8 @@ fn read_csv(
         file.check_same_columns(&other)?;
         file = other;
     };
-    let labels = cells.finish(WholeNumbers::AreClasses {
-        classes: source.classes,
-    })?;
-    Ok(Images {
-        pixels,
-        labels,
-        shape,
-        own,
-    })
+    let labels = cells.finish(WholeNumbers::AreClasses { classes: source.classes })?;
+    Ok(Images { pixels, labels, shape, own })
 }
 
 /// The held-out CSV file, if `validation` names one.
@@ -266,11 +227,7 @@ fn bad_pixel(file: &CsvFile, at: RowAt, column: usize, cell: &[u8]) -> DataError
     DataError::content(
         &file.path,
         at.place(&file.path),
-        format!(
-            "{} is `{}`: a pixel is a whole number from 0 to 255",
-            file.column_name(column),
-            shown(cell)
-        ),
+        format!("{} is `{}`: a pixel is a whole number from 0 to 255", file.column_name(column), shown(cell)),
         "check `label` and `header`; for columns of real numbers use `table` instead of `images`",
     )
 }

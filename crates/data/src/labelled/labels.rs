@@ -66,11 +66,7 @@ impl LabelCells {
                         "check `label`; to predict a number of a table use `target` instead",
                     ));
                 }
-                self.distinct.push(Distinct {
-                    name: name.to_owned(),
-                    path: path.to_path_buf(),
-                    at,
-                });
+                self.distinct.push(Distinct { name: name.to_owned(), path: path.to_path_buf(), at });
                 self.ids.insert(name.to_owned(), id as u32);
                 id as u32
             }
@@ -100,21 +96,14 @@ impl LabelCells {
                 {
                     return Err(DataError::setting(
                         "data.images.classes",
-                        format!(
-                            "classes = {n}, but the label column has {} distinct words",
-                            sorted.len()
-                        ),
+                        format!("classes = {n}, but the label column has {} distinct words", sorted.len()),
                         format!("classes = {}, or remove it", sorted.len()),
                     ));
                 }
                 (classes, sorted.iter().map(|n| (*n).to_owned()).collect())
             }
         };
-        let values = self
-            .samples
-            .iter()
-            .map(|&id| classes[id as usize])
-            .collect();
+        let values = self.samples.iter().map(|&id| classes[id as usize]).collect();
         Ok(Labels { values, names })
     }
 
@@ -122,12 +111,7 @@ impl LabelCells {
         let limit = classes.unwrap_or(MOST_CLASSES) as i64;
         for (distinct, &number) in self.distinct.iter().zip(numbers) {
             if !(0..limit).contains(&number) {
-                return Err(out_of_range(
-                    &distinct.path,
-                    distinct.at.place(&distinct.path),
-                    number,
-                    limit,
-                ));
+                return Err(out_of_range(&distinct.path, distinct.at.place(&distinct.path), number, limit));
             }
         }
         Ok(classes.unwrap_or_else(|| numbers.iter().max().map_or(0, |&n| n as usize + 1)))
@@ -143,19 +127,12 @@ pub(crate) fn from_bytes(
     let limit = classes.unwrap_or(MOST_CLASSES);
     if let Some(sample) = bytes.iter().position(|&b| usize::from(b) >= limit) {
         let (path, place) = at(sample);
-        return Err(out_of_range(
-            &path,
-            place,
-            i64::from(bytes[sample]),
-            limit as i64,
-        ));
+        return Err(out_of_range(&path, place, i64::from(bytes[sample]), limit as i64));
     }
     let seen = bytes.iter().max().map_or(0, |&b| usize::from(b) + 1);
     Ok(Labels {
         values: bytes.iter().map(|&b| u32::from(b)).collect(),
-        names: (0..classes.unwrap_or(seen))
-            .map(|c| c.to_string())
-            .collect(),
+        names: (0..classes.unwrap_or(seen)).map(|c| c.to_string()).collect(),
     })
 }
 
@@ -163,10 +140,7 @@ fn out_of_range(path: &Path, at: Place, label: i64, classes: i64) -> DataError {
     DataError::content(
         path,
         at,
-        format!(
-            "label {label} is not one of the classes 0 to {}",
-            classes - 1
-        ),
+        format!("label {label} is not one of the classes 0 to {}", classes - 1),
         "check the label column, or set `classes` to the greatest label + 1",
     )
 }
@@ -181,12 +155,7 @@ fn whole(text: &str) -> Option<i64> {
 
 /// The rank of each value among the sorted distinct ones, and these.
 fn ranks<T: Ord + Copy>(values: &[T]) -> (Vec<u32>, Vec<T>) {
-    let sorted: Vec<T> = values
-        .iter()
-        .copied()
-        .collect::<BTreeSet<T>>()
-        .into_iter()
-        .collect();
+    let sorted: Vec<T> = values.iter().copied().collect::<BTreeSet<T>>().into_iter().collect();
     let rank = |value| sorted.partition_point(|other| other < value) as u32;
     (values.iter().map(rank).collect(), sorted)
 }

@@ -57,14 +57,7 @@ pub(crate) struct LabelledDataset {
 
 impl LabelledDataset {
     fn new(parts: Parts) -> Self {
-        let Parts {
-            field,
-            inputs,
-            targets,
-            rows,
-            mut facts,
-            seed,
-        } = parts;
+        let Parts { field, inputs, targets, rows, mut facts, seed } = parts;
         let labels = match &targets {
             Targets::Classes(_) => Field::new("labels", ElementType::I32, &[]),
             Targets::Numbers(_) => Field::new("labels", ElementType::F32, &[1]),
@@ -76,15 +69,8 @@ impl LabelledDataset {
         facts.train = split_facts(&rows.train, &targets);
         facts.validation = split_facts(&rows.validation, &targets);
         facts.notes.extend(class_notes(&facts));
-        let mut dataset = LabelledDataset {
-            inputs,
-            targets,
-            rows,
-            fields: [field, labels],
-            facts,
-            checksum: String::new(),
-            seed,
-        };
+        let mut dataset =
+            LabelledDataset { inputs, targets, rows, fields: [field, labels], facts, checksum: String::new(), seed };
         dataset.checksum = dataset.sum();
         dataset
     }
@@ -147,11 +133,7 @@ fn split_facts(rows: &[u32], targets: &Targets) -> SplitFacts {
             counts
         }
     };
-    SplitFacts {
-        samples: rows.len() as u64,
-        class_counts,
-        ..SplitFacts::default()
-    }
+    SplitFacts { samples: rows.len() as u64, class_counts, ..SplitFacts::default() }
 }
 
 /// Says which classes a split lacks: most often the file is sorted by class and its end was held out.
@@ -182,18 +164,8 @@ impl Dataset for LabelledDataset {
     }
 
     fn write_sample(&self, split: Split, epoch: u64, index: u64, out: &mut [&mut [u8]]) {
-        let [input, label] = out else {
-            panic!(
-                "a labelled set has 2 fields, {} destinations are given",
-                out.len()
-            )
-        };
-        assert_eq!(
-            input.len(),
-            self.fields[0].bytes(),
-            "bytes of `{}`",
-            self.fields[0].name
-        );
+        let [input, label] = out else { panic!("a labelled set has 2 fields, {} destinations are given", out.len()) };
+        assert_eq!(input.len(), self.fields[0].bytes(), "bytes of `{}`", self.fields[0].name);
         let rows = self.rows_of(split);
         let index = match split {
             Split::Train => shuffled(self.seed, epoch, index, rows.len() as u64),
@@ -217,9 +189,7 @@ impl Dataset for LabelledDataset {
             }
         }
         match &self.targets {
-            Targets::Classes(labels) => {
-                label.copy_from_slice(&(labels.values[row] as i32).to_le_bytes())
-            }
+            Targets::Classes(labels) => label.copy_from_slice(&(labels.values[row] as i32).to_le_bytes()),
             Targets::Numbers(values) => label.copy_from_slice(&values[row].to_le_bytes()),
         }
     }

@@ -47,9 +47,7 @@ pub(crate) fn split(
                     "every = 10 holds out a tenth",
                 ));
             }
-            (0..rows as u64)
-                .map(|row| row % every == every - 1)
-                .collect()
+            (0..rows as u64).map(|row| row % every == every - 1).collect()
         }
         Some(Validation::Stratified(fraction)) => {
             check_fraction("data.validation.stratified", *fraction)?;
@@ -63,15 +61,8 @@ pub(crate) fn split(
             stratified(labels, *fraction, seed)
         }
     };
-    let side = |side: bool| -> Vec<u32> {
-        (0..rows as u32)
-            .filter(|&row| held_out[row as usize] == side)
-            .collect()
-    };
-    let split = Rows {
-        train: side(false),
-        validation: side(true),
-    };
+    let side = |side: bool| -> Vec<u32> { (0..rows as u32).filter(|&row| held_out[row as usize] == side).collect() };
+    let split = Rows { train: side(false), validation: side(true) };
     if split.train.is_empty() || (validation.is_some() && split.validation.is_empty()) {
         return Err(DataError::setting(
             "data.validation",

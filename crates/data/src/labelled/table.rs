@@ -81,19 +81,14 @@ pub(crate) fn open_table(
         file = other;
     };
 
-    let targets = if is_class {
-        Targets::Classes(cells.finish(WholeNumbers::AreNames)?)
-    } else {
-        Targets::Numbers(numbers)
-    };
+    let targets =
+        if is_class { Targets::Classes(cells.finish(WholeNumbers::AreNames)?) } else { Targets::Numbers(numbers) };
     let classes = match &targets {
         Targets::Classes(labels) => Some(labels.values.as_slice()),
         Targets::Numbers(_) => None,
     };
     let rows = split::split(validation, samples as usize, own, classes, seed)?;
-    let standardization = source
-        .standardize
-        .then(|| fit(&values, features, &rows.train));
+    let standardization = source.standardize.then(|| fit(&values, features, &rows.train));
     let inputs = match &standardization {
         None => values.iter().map(|&x| x as f32).collect(),
         Some(s) => apply(&values, s),
@@ -117,11 +112,7 @@ pub(crate) fn open_table(
 fn bad_number(file: &CsvFile, at: RowAt, column: usize, cell: &[u8]) -> DataError {
     let what = match cell.trim_ascii() {
         [] => format!("{} is empty", file.column_name(column)),
-        _ => format!(
-            "{} is `{}`: not a finite number",
-            file.column_name(column),
-            shown(cell)
-        ),
+        _ => format!("{} is `{}`: not a finite number", file.column_name(column), shown(cell)),
     };
     DataError::content(
         &file.path,
@@ -134,10 +125,7 @@ fn bad_number(file: &CsvFile, at: RowAt, column: usize, cell: &[u8]) -> DataErro
 /// Mean and population standard deviation of each feature over the training rows; 1 for a constant feature.
 fn fit(values: &[f64], features: usize, rows: &[u32]) -> Standardization {
     let count = rows.len() as f64;
-    let of_rows = || {
-        rows.iter()
-            .map(|&row| &values[row as usize * features..][..features])
-    };
+    let of_rows = || rows.iter().map(|&row| &values[row as usize * features..][..features]);
     let mut mean = vec![0.0; features];
     for row in of_rows() {
         for (mean, x) in mean.iter_mut().zip(row) {
@@ -152,17 +140,8 @@ fn fit(values: &[f64], features: usize, rows: &[u32]) -> Standardization {
     }
     // A constant such as 0.1 leaves a rounding error for a mean, which must not be scaled up.
     let is_constant = |(variance, mean): (&f64, &f64)| variance.sqrt() <= 1e-12 * mean.abs();
-    let std = variance.iter().zip(&mean).map(|pair| {
-        if is_constant(pair) {
-            1.0
-        } else {
-            pair.0.sqrt() as f32
-        }
-    });
-    Standardization {
-        std: std.collect(),
-        mean: mean.iter().map(|&m| m as f32).collect(),
-    }
+    let std = variance.iter().zip(&mean).map(|pair| if is_constant(pair) { 1.0 } else { pair.0.sqrt() as f32 });
+    Standardization { std: std.collect(), mean: mean.iter().map(|&m| m as f32).collect() }
 }
 
 /// Uses the recorded f32 values, so that whoever has the record computes the same features.

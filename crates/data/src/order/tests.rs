@@ -18,10 +18,7 @@ fn every_length_is_a_bijection() {
         for epoch in [0, 1, 1000] {
             let mut seen = whole(42, epoch, n);
             seen.sort_unstable();
-            assert!(
-                seen.iter().copied().eq(0..n),
-                "length {n}, epoch {epoch} is not a bijection"
-            );
+            assert!(seen.iter().copied().eq(0..n), "length {n}, epoch {epoch} is not a bijection");
         }
     }
 }
@@ -68,10 +65,7 @@ fn small_lengths_are_fair() {
         let expected = epochs as f64 / n as f64;
         for (cell, &count) in counts.iter().enumerate() {
             let off = (count as f64 - expected).abs() / expected.sqrt();
-            assert!(
-                off < 6.0,
-                "length {n}, cell {cell}: {count}, expected {expected:.0}"
-            );
+            assert!(off < 6.0, "length {n}, cell {cell}: {count}, expected {expected:.0}");
         }
     }
 }

@@ -115,11 +115,7 @@ fn open_shards(path: &Path, key: &[u8; 32]) -> Result<(Shards, Tokenizer), Strin
 }
 
 /// blake3 of all that decides the tokens: contents, cuts, tokenizer settings, format version. Names of files do not.
-fn key(
-    tokenizer: &TokenizerConfig,
-    source: &Source,
-    base_dir: &Path,
-) -> Result<[u8; 32], DataError> {
+fn key(tokenizer: &TokenizerConfig, source: &Source, base_dir: &Path) -> Result<[u8; 32], DataError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"tenon tokens");
     hasher.update(&FORMAT_VERSION.to_le_bytes());
@@ -250,20 +246,10 @@ impl Dataset for TokenDataset {
     }
 
     fn write_sample(&self, split: Split, epoch: u64, index: u64, out: &mut [&mut [u8]]) {
-        let [inputs, labels] = out else {
-            panic!("text has 2 fields, {} destinations are given", out.len())
-        };
+        let [inputs, labels] = out else { panic!("text has 2 fields, {} destinations are given", out.len()) };
         let bytes = self.fields[0].bytes();
-        assert_eq!(
-            [inputs.len(), labels.len()],
-            [bytes; 2],
-            "bytes of a window"
-        );
-        assert!(
-            index < self.len(split),
-            "sample {index} of {}",
-            self.len(split)
-        );
+        assert_eq!([inputs.len(), labels.len()], [bytes; 2], "bytes of a window");
+        assert!(index < self.len(split), "sample {index} of {}", self.len(split));
         let tokens = self.shards.facts.tokens;
         let (start, real) = match split {
             Split::Train => (self.train_start(epoch, index), self.context),

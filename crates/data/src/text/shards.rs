@@ -82,17 +82,14 @@ impl Shards {
         // SAFETY: the mapping is read only. The file is ours: it is never changed in place, only replaced by a rename, which
         // leaves the mapped one as it is. Bytes are read as bytes, so no value of theirs is invalid.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| format!("cannot be mapped: {e}"))?;
-        let header: &[u8; HEADER] = map
-            .first_chunk()
-            .ok_or_else(|| format!("is truncated: {} bytes of a header of {HEADER}", map.len()))?;
+        let header: &[u8; HEADER] =
+            map.first_chunk().ok_or_else(|| format!("is truncated: {} bytes of a header of {HEADER}", map.len()))?;
         if header[..8] != MAGIC {
             return Err("is not a token shard".to_owned());
         }
         let version = u32_at(header, 8);
         if version != FORMAT_VERSION {
-            return Err(format!(
-                "has format version {version}, not {FORMAT_VERSION}"
-            ));
+            return Err(format!("has format version {version}, not {FORMAT_VERSION}"));
         }
         if *blake3::hash(&header[..SUM_AT]).as_bytes() != header[SUM_AT..] {
             return Err("has a damaged header".to_owned());
@@ -115,10 +112,7 @@ impl Shards {
             .and_then(|(tokens, json)| Some((json, json.checked_add(tokens)?)));
         let (padded, rest) = sizes.ok_or("has impossible sizes")?;
         if rest != (map.len() - HEADER) as u64 || token_bytes != token_size(facts.vocab) {
-            return Err(format!(
-                "is truncated: {} bytes after the header, {rest} expected",
-                map.len() - HEADER
-            ));
+            return Err(format!("is truncated: {} bytes after the header, {rest} expected", map.len() - HEADER));
         }
         if *blake3::hash(&map[HEADER..]).as_bytes() != header[120..SUM_AT] {
             return Err("is damaged: its checksum does not match".to_owned());
@@ -142,9 +136,7 @@ impl Shards {
     pub fn copy_tokens(&self, start: u64, out: &mut [u8]) {
         let at = self.payload + start as usize * self.token_bytes;
         let tokens = &self.map[at..at + out.len() / 4 * self.token_bytes];
-        let pairs = out
-            .chunks_exact_mut(4)
-            .zip(tokens.chunks_exact(self.token_bytes));
+        let pairs = out.chunks_exact_mut(4).zip(tokens.chunks_exact(self.token_bytes));
         for (to, from) in pairs {
             to[..from.len()].copy_from_slice(from);
             to[from.len()..].fill(0);
@@ -188,10 +180,7 @@ impl<'a> ShardWriter<'a> {
             },
             scratch: Vec::new(),
         };
-        writer
-            .out
-            .write_all(&[0; HEADER])
-            .map_err(DataError::io("write", path))?;
+        writer.out.write_all(&[0; HEADER]).map_err(DataError::io("write", path))?;
         let padding = tokenizer_json.len().next_multiple_of(8) - tokenizer_json.len();
         writer.write(tokenizer_json.as_bytes())?;
         writer.write(&[0; 8][..padding])?;
@@ -249,9 +238,7 @@ impl<'a> ShardWriter<'a> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
         self.hasher.update(bytes);
-        self.out
-            .write_all(bytes)
-            .map_err(DataError::io("write", self.path))
+        self.out.write_all(bytes).map_err(DataError::io("write", self.path))
     }
 }
 
@@ -260,10 +247,7 @@ fn token_size(vocab: u64) -> usize {
 }
 
 fn payload_size(tokens: PerSplit, token_bytes: u64) -> Option<u64> {
-    tokens
-        .train
-        .checked_add(tokens.validation)?
-        .checked_mul(token_bytes)
+    tokens.train.checked_add(tokens.validation)?.checked_mul(token_bytes)
 }
 
 fn bytes_at<const N: usize>(header: &[u8; HEADER], at: usize) -> [u8; N] {
@@ -279,8 +263,5 @@ fn u64_at(header: &[u8; HEADER], at: usize) -> u64 {
 }
 
 fn pair_at(header: &[u8; HEADER], at: usize) -> PerSplit {
-    PerSplit {
-        train: u64_at(header, at),
-        validation: u64_at(header, at + 8),
-    }
+    PerSplit { train: u64_at(header, at), validation: u64_at(header, at + 8) }
 }

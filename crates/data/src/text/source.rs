@@ -51,12 +51,7 @@ impl Source {
                 let held_out = list_files("data.validation.file", paths, base_dir)?;
                 segments.extend(whole_files(&held_out, Split::Validation)?);
             }
-            Some(
-                Validation::LastCount(_)
-                | Validation::Stratified(_)
-                | Validation::Every(_)
-                | Validation::Idx(_),
-            ) => {
+            Some(Validation::LastCount(_) | Validation::Stratified(_) | Validation::Every(_) | Validation::Idx(_)) => {
                 return Err(DataError::setting(
                     "data.validation",
                     "text has no labelled samples to hold out",
@@ -93,10 +88,7 @@ impl Source {
         if has_validation && self.bytes(Split::Validation) == 0 {
             return Err(DataError::setting(
                 "data.validation",
-                format!(
-                    "the held-out text is empty; {} bytes are left to train",
-                    self.bytes(Split::Train)
-                ),
+                format!("the held-out text is empty; {} bytes are left to train", self.bytes(Split::Train)),
                 "hold out more, or remove `validation`",
             ));
         }
@@ -111,9 +103,7 @@ impl Source {
             let mut hasher = blake3::Hasher::new();
             let mut file = open_segment(segment)?;
             loop {
-                let n = file
-                    .read(&mut buffer)
-                    .map_err(DataError::io("read", &segment.path))?;
+                let n = file.read(&mut buffer).map_err(DataError::io("read", &segment.path))?;
                 if n == 0 {
                     break;
                 }
@@ -129,8 +119,7 @@ impl Source {
 
 fn open_segment(segment: &Segment) -> Result<Take<File>, DataError> {
     let mut file = open_file(&segment.path)?;
-    file.seek(SeekFrom::Start(segment.start))
-        .map_err(DataError::io("read", &segment.path))?;
+    file.seek(SeekFrom::Start(segment.start)).map_err(DataError::io("read", &segment.path))?;
     Ok(file.take(segment.end - segment.start))
 }
 
@@ -150,20 +139,13 @@ fn list_files(key: &str, paths: &Paths, base_dir: &Path) -> Result<Vec<PathBuf>,
             return Err(DataError::content(
                 &path,
                 Place::Whole,
-                format!(
-                    "the folder holds no text: no file ends in .{}",
-                    TEXT_EXTENSIONS.join(", .")
-                ),
+                format!("the folder holds no text: no file ends in .{}", TEXT_EXTENSIONS.join(", .")),
                 "rename the files, or name them one by one in a list",
             ));
         }
     }
     if files.is_empty() {
-        return Err(DataError::setting(
-            key,
-            "the list of files is empty",
-            "name at least one file or folder",
-        ));
+        return Err(DataError::setting(key, "the list of files is empty", "name at least one file or folder"));
     }
     Ok(files)
 }
@@ -242,14 +224,9 @@ fn start_of_character(segment: &Segment, cut: u64) -> Result<u64, DataError> {
     let first = cut.saturating_sub(3);
     file.seek(SeekFrom::Start(first)).map_err(io())?;
     let mut bytes = Vec::new();
-    file.take(cut - first + 1)
-        .read_to_end(&mut bytes)
-        .map_err(io())?;
+    file.take(cut - first + 1).read_to_end(&mut bytes).map_err(io())?;
     let is_start = |byte: &u8| byte & 0b1100_0000 != 0b1000_0000;
-    Ok(bytes
-        .iter()
-        .rposition(is_start)
-        .map_or(cut, |at| first + at as u64))
+    Ok(bytes.iter().rposition(is_start).map_or(cut, |at| first + at as u64))
 }
 
 /// Reads one segment as pieces of text of about `target` bytes that may be tokenised one by one.
@@ -283,10 +260,7 @@ impl PieceReader {
     }
 
     /// The next piece. `cut` finds the last position above 0 where its argument may be cut; while it finds none, more is read.
-    pub fn next_piece(
-        &mut self,
-        cut: &mut dyn FnMut(&str) -> Option<usize>,
-    ) -> Result<Option<String>, DataError> {
+    pub fn next_piece(&mut self, cut: &mut dyn FnMut(&str) -> Option<usize>) -> Result<Option<String>, DataError> {
         let mut wanted = self.target;
         loop {
             while self.pending.len() < wanted && !self.ended {
@@ -310,10 +284,7 @@ impl PieceReader {
         let mut bytes = std::mem::take(&mut self.partial);
         let kept = bytes.len();
         bytes.resize(kept + READ_BYTES, 0);
-        let n = self
-            .file
-            .read(&mut bytes[kept..])
-            .map_err(DataError::io("read", path))?;
+        let n = self.file.read(&mut bytes[kept..]).map_err(DataError::io("read", path))?;
         bytes.truncate(kept + n);
         self.hasher.update(&bytes[kept..]);
         self.ended = n == 0;
@@ -342,8 +313,7 @@ impl PieceReader {
 }
 
 fn not_utf8(path: &Path, at: u64, bytes: &[u8]) -> DataError {
-    let hint = if at == 0 && (bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]))
-    {
+    let hint = if at == 0 && (bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff])) {
         "the file starts like UTF-16: iconv -f UTF-16 -t UTF-8 FILE > NEW"
     } else {
         "convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
@@ -351,10 +321,7 @@ fn not_utf8(path: &Path, at: u64, bytes: &[u8]) -> DataError {
     DataError::content(
         path,
         Place::Byte(at),
-        format!(
-            "not UTF-8: found byte 0x{:02x}, which no character has there",
-            bytes[0]
-        ),
+        format!("not UTF-8: found byte 0x{:02x}, which no character has there", bytes[0]),
         hint,
     )
 }

@@ -27,27 +27,14 @@ fn text(contents: &[u8]) -> Text {
 }
 
 /// The pieces and their tokens.
-fn in_pieces(
-    text: &Text,
-    tokenizer: &Tokenizer,
-    by_character: bool,
-    bytes: usize,
-) -> (Vec<String>, Vec<u32>) {
+fn in_pieces(text: &Text, tokenizer: &Tokenizer, by_character: bool, bytes: usize) -> (Vec<String>, Vec<u32>) {
     let (mut pieces, mut tokens) = (Vec::new(), Vec::new());
     let mut sink = |_: Split, piece: &str, ids: &[u32]| {
         pieces.push(piece.to_owned());
         tokens.extend_from_slice(ids);
         Ok(())
     };
-    tokenize(
-        &text.source,
-        tokenizer,
-        by_character,
-        bytes,
-        &mut sink,
-        &mut |_| {},
-    )
-    .expect("tokens");
+    tokenize(&text.source, tokenizer, by_character, bytes, &mut sink, &mut |_| {}).expect("tokens");
     (pieces, tokens)
 }
 
@@ -59,12 +46,9 @@ fn whole(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 /// Tokenizers of every kind: ours, Llama 3's pattern (where a newline belongs to the punctuation before it), Metaspace, an
 /// added token with a space inside, and one that marks the start of its input, so that nothing may be cut.
 fn every_tokenizer(text: &Text) -> Vec<(&'static str, Tokenizer)> {
-    let own = |config: &TokenizerConfig| {
-        build(config, &text.source, Path::new(""), &mut |_| {}).expect("a tokenizer")
-    };
+    let own = |config: &TokenizerConfig| build(config, &text.source, Path::new(""), &mut |_| {}).expect("a tokenizer");
     let bpe = own(&TokenizerConfig::Bpe { vocab: 400 });
-    let json: serde_json::Value =
-        serde_json::from_str(&bpe.to_string(false).expect("JSON")).expect("JSON");
+    let json: serde_json::Value = serde_json::from_str(&bpe.to_string(false).expect("JSON")).expect("JSON");
     let changed = |path: &str, value: serde_json::Value| {
         let mut json = json.clone();
         json[path] = value;
@@ -75,8 +59,7 @@ fn every_tokenizer(text: &Text) -> Vec<(&'static str, Tokenizer)> {
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
         {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
     ]});
-    let metaspace =
-        json!({"type": "Metaspace", "replacement": "a", "prepend_scheme": "always", "split": true});
+    let metaspace = json!({"type": "Metaspace", "replacement": "a", "prepend_scheme": "always", "split": true});
     let added = json!([{"id": 999, "content": "b c", "single_word": false, "lstrip": true, "rstrip": true,
         "normalized": false, "special": true}]);
     vec![
@@ -85,10 +68,7 @@ fn every_tokenizer(text: &Text) -> Vec<(&'static str, Tokenizer)> {
         ("llama 3", changed("pre_tokenizer", split)),
         ("metaspace", changed("pre_tokenizer", metaspace)),
         ("added token", changed("added_tokens", added)),
-        (
-            "prefix",
-            changed("normalizer", json!({"type": "Prepend", "prepend": "a"})),
-        ),
+        ("prefix", changed("normalizer", json!({"type": "Prepend", "prepend": "a"}))),
     ]
 }
 
@@ -97,13 +77,7 @@ fn check_pieces(contents: &str, bytes: usize) -> Result<(), TestCaseError> {
     for (name, tokenizer) in every_tokenizer(&text) {
         let (pieces, tokens) = in_pieces(&text, &tokenizer, name == "char", bytes);
         prop_assert_eq!(pieces.concat(), contents, "{}", name);
-        prop_assert_eq!(
-            tokens,
-            whole(&tokenizer, contents),
-            "{} in pieces of {}",
-            name,
-            bytes
-        );
+        prop_assert_eq!(tokens, whole(&tokenizer, contents), "{} in pieces of {}", name, bytes);
     }
     Ok(())
 }
@@ -126,8 +100,7 @@ proptest! {
 
 #[test]
 fn memory_is_bounded_by_the_piece() {
-    let contents =
-        "It was the whale; and the sea's own wrath.\n\nThen, again: nothing\n".repeat(3000);
+    let contents = "It was the whale; and the sea's own wrath.\n\nThen, again: nothing\n".repeat(3000);
     let text = text(contents.as_bytes());
     for (name, tokenizer) in every_tokenizer(&text) {
         let (pieces, tokens) = in_pieces(&text, &tokenizer, name == "char", 4096);
@@ -170,10 +143,7 @@ fn what_is_not_utf8_is_named_by_its_byte() {
             }
         };
         let message = error.to_string();
-        assert!(
-            message.contains(&format!("t.txt, byte {at}\n")),
-            "{message}"
-        );
+        assert!(message.contains(&format!("t.txt, byte {at}\n")), "{message}");
         let config = TokenizerConfig::Bpe { vocab: 300 };
         let trained = build(&config, &text.source, text.dir.path(), &mut |_| {});
         assert_eq!(trained.map(|_| ()).unwrap_err().to_string(), message);
@@ -187,12 +157,7 @@ fn a_file_that_changes_while_it_is_read_is_refused() {
     let mut reader = PieceReader::new(&text.source.segments[0], 1000).expect("a reader");
     let error = reader.next_piece(&mut |_| None).expect_err("changed");
     assert!(matches!(error, DataError::Content { .. }), "{error}");
-    assert!(
-        error
-            .to_string()
-            .contains("changed while it was being read"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("changed while it was being read"), "{error}");
 }
 
 #[test]

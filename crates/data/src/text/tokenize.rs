@@ -6,9 +6,7 @@ use tokenizers::Tokenizer;
 
 use super::shards::ShardWriter;
 use super::source::{PieceReader, Source};
-use super::tokenizer::{
-    END_OF_TEXT, library_error, tokenizer_to_json, unknown_token, vocabulary_size, word_starts,
-};
+use super::tokenizer::{END_OF_TEXT, library_error, tokenizer_to_json, unknown_token, vocabulary_size, word_starts};
 use crate::dataset::Split;
 use crate::error::DataError;
 use crate::files::write_atomically;
@@ -51,14 +49,7 @@ pub(crate) fn write_shards(
             }
             writer.push(split, tokens)
         };
-        tokenize(
-            source,
-            tokenizer,
-            by_character,
-            PIECE_BYTES,
-            &mut sink,
-            progress,
-        )?;
+        tokenize(source, tokenizer, by_character, PIECE_BYTES, &mut sink, progress)?;
         writer.finish()
     })
 }
@@ -121,14 +112,11 @@ fn last_safe_cut(tokenizer: &Tokenizer, text: &str) -> Option<usize> {
         Some(encoding.get_ids().to_vec())
     };
     let enough = text.len().saturating_sub(NEIGHBOURHOOD);
-    word_starts(text)
-        .filter(|&at| at <= enough)
-        .take(CUTS_TRIED)
-        .find(|&at| {
-            let start = text.floor_char_boundary(at.saturating_sub(NEIGHBOURHOOD));
-            let end = text.ceil_char_boundary(at + NEIGHBOURHOOD);
-            let whole = ids(&text[start..end]);
-            let parts = ids(&text[start..at]).zip(ids(&text[at..end]));
-            whole.is_some() && whole == parts.map(|(left, right)| [left, right].concat())
-        })
+    word_starts(text).filter(|&at| at <= enough).take(CUTS_TRIED).find(|&at| {
+        let start = text.floor_char_boundary(at.saturating_sub(NEIGHBOURHOOD));
+        let end = text.ceil_char_boundary(at + NEIGHBOURHOOD);
+        let whole = ids(&text[start..end]);
+        let parts = ids(&text[start..at]).zip(ids(&text[at..end]));
+        whole.is_some() && whole == parts.map(|(left, right)| [left, right].concat())
+    })
 }

@@ -74,12 +74,7 @@ struct TrainingPieces<'a> {
 
 impl<'a> TrainingPieces<'a> {
     fn new(source: &'a Source, error: &'a mut Option<DataError>) -> Self {
-        TrainingPieces {
-            source,
-            next_segment: 0,
-            reader: None,
-            error,
-        }
+        TrainingPieces { source, next_segment: 0, reader: None, error }
     }
 
     fn advance(&mut self) -> Result<Option<String>, DataError> {
@@ -120,9 +115,7 @@ pub(crate) fn word_starts(text: &str) -> impl Iterator<Item = usize> + '_ {
     let is_word = |c: Option<char>| c.is_some_and(|c| !c.is_whitespace());
     text.rmatch_indices([' ', '\n'])
         .map(|(at, _)| at)
-        .filter(move |&at| {
-            is_word(text[..at].chars().next_back()) && is_word(text[at + 1..].chars().next())
-        })
+        .filter(move |&at| is_word(text[..at].chars().next_back()) && is_word(text[at + 1..].chars().next()))
 }
 
 /// A byte-level BPE as GPT-2's: no prefix space, all 256 bytes, one special token. The crate breaks ties between pairs of equal
@@ -131,10 +124,7 @@ fn train_bpe(vocab: usize, source: &Source) -> Result<Tokenizer, DataError> {
     let mut tokenizer = Tokenizer::new(BPE::default());
     let (no_prefix_space, trim_offsets, use_regex) = (false, false, true);
     let byte_level = ByteLevel::new(no_prefix_space, trim_offsets, use_regex);
-    tokenizer
-        .with_pre_tokenizer(Some(byte_level))
-        .with_decoder(Some(byte_level))
-        .with_post_processor(Some(byte_level));
+    tokenizer.with_pre_tokenizer(Some(byte_level)).with_decoder(Some(byte_level)).with_post_processor(Some(byte_level));
     let mut trainer: TrainerWrapper = BpeTrainer::builder()
         .vocab_size(vocab)
         .min_frequency(MIN_FREQUENCY)
@@ -164,10 +154,7 @@ fn characters(source: &Source) -> Result<Tokenizer, DataError> {
         return Err(error);
     }
     let tokens = std::iter::once(UNKNOWN.to_owned()).chain(alphabet.iter().map(char::to_string));
-    let vocab: Map<String, Value> = tokens
-        .enumerate()
-        .map(|(id, token)| (token, json!(id)))
-        .collect();
+    let vocab: Map<String, Value> = tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
     let json = json!({
         "version": "1.0",
         "truncation": null,
@@ -216,9 +203,7 @@ pub(crate) fn parse(path: &Path, json: &[u8]) -> Result<Tokenizer, DataError> {
     let read = std::panic::catch_unwind(|| Tokenizer::from_bytes(json))
         .unwrap_or_else(|_| Err("its settings are damaged".into()));
     let mut tokenizer = read.map_err(|e| library_error(path, &e))?;
-    tokenizer
-        .with_truncation(None)
-        .map_err(|e| library_error(path, &e))?;
+    tokenizer.with_truncation(None).map_err(|e| library_error(path, &e))?;
     tokenizer.with_padding(None);
     if vocabulary_size(&tokenizer) == 0 {
         return Err(DataError::content(

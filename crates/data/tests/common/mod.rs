@@ -18,9 +18,7 @@ pub struct Folder {
 
 impl Folder {
     pub fn new(files: &[(&str, &[u8])]) -> Folder {
-        let folder = Folder {
-            dir: tempfile::tempdir().expect("a temporary folder"),
-        };
+        let folder = Folder { dir: tempfile::tempdir().expect("a temporary folder") };
         for (name, bytes) in files {
             folder.write(name, bytes);
         }
@@ -50,21 +48,9 @@ impl Folder {
         self.open_seeded(toml, 1, context)
     }
 
-    pub fn open_seeded(
-        &self,
-        toml: &str,
-        seed: u64,
-        context: Option<usize>,
-    ) -> Result<Box<dyn Dataset>, DataError> {
+    pub fn open_seeded(&self, toml: &str, seed: u64, context: Option<usize>) -> Result<Box<dyn Dataset>, DataError> {
         let mut ignore = |_: Progress| {};
-        open(
-            &config(toml),
-            self.dir.path(),
-            &self.cache(),
-            seed,
-            context,
-            &mut ignore,
-        )
+        open(&config(toml), self.dir.path(), &self.cache(), seed, context, &mut ignore)
     }
 
     /// The text of the error that opening gives, with the folder's own path left out.
@@ -82,18 +68,9 @@ pub fn config(toml: &str) -> DataConfig {
 }
 
 /// A batch as bytes, one buffer per field, and its number of real samples.
-pub fn batch(
-    data: &dyn Dataset,
-    split: Split,
-    position: u64,
-    size: usize,
-) -> (Vec<Vec<u8>>, usize) {
+pub fn batch(data: &dyn Dataset, split: Split, position: u64, size: usize) -> (Vec<Vec<u8>>, usize) {
     // Filled with a pattern that no sample has, so that what is not written shows.
-    let mut buffers: Vec<Vec<u8>> = data
-        .fields()
-        .iter()
-        .map(|field| vec![0xa5; field.bytes() * size])
-        .collect();
+    let mut buffers: Vec<Vec<u8>> = data.fields().iter().map(|field| vec![0xa5; field.bytes() * size]).collect();
     let mut parts: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
     let real = fill_batch(data, split, position, size, &mut parts);
     (buffers, real)
@@ -101,25 +78,17 @@ pub fn batch(
 
 pub fn ints(bytes: &[u8]) -> Vec<i32> {
     let elements = bytes.chunks_exact(ElementType::I32.size());
-    elements
-        .map(|e| i32::from_le_bytes(e.try_into().expect("4 bytes")))
-        .collect()
+    elements.map(|e| i32::from_le_bytes(e.try_into().expect("4 bytes"))).collect()
 }
 
 pub fn floats(bytes: &[u8]) -> Vec<f32> {
     let elements = bytes.chunks_exact(ElementType::F32.size());
-    elements
-        .map(|e| f32::from_le_bytes(e.try_into().expect("4 bytes")))
-        .collect()
+    elements.map(|e| f32::from_le_bytes(e.try_into().expect("4 bytes"))).collect()
 }
 
 /// One sample as bytes, one buffer per field.
 pub fn sample(data: &dyn Dataset, split: Split, epoch: u64, index: u64) -> Vec<Vec<u8>> {
-    let mut buffers: Vec<Vec<u8>> = data
-        .fields()
-        .iter()
-        .map(|f| vec![0xa5; f.bytes()])
-        .collect();
+    let mut buffers: Vec<Vec<u8>> = data.fields().iter().map(|f| vec![0xa5; f.bytes()]).collect();
     let mut parts: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
     data.write_sample(split, epoch, index, &mut parts);
     buffers

@@ -6,9 +6,9 @@ use super::forward::hide_tile;
 use super::tiles::{KEYS, QUERIES, Rows, clear, hide};
 use super::{Attention, Operands, Sizes, rows_view};
 use crate::isa::Cpu;
+use crate::kernels::exp::exp;
 use crate::kernels::product::Product;
 use crate::kernels::view::{DType, Scratch, View, ViewMut, piece, scratch_bytes};
-use crate::kernels::exp::exp;
 use crate::simd::{LANES, Lanes, Task};
 
 /// The bytes of scratch that [`attention_gradient`] needs on a pool of `threads`.

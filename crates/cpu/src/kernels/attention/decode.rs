@@ -3,8 +3,8 @@
 use super::tiles::{Rows, Typed, clear};
 use super::{Attention, Operands, Sizes};
 use crate::isa::Cpu;
-use crate::kernels::view::{Scratch, ViewMut, piece};
 use crate::kernels::exp::exp;
+use crate::kernels::view::{Scratch, ViewMut, piece};
 use crate::simd::{Float, LANES, Lanes, Task};
 
 /// Keys of one task, for all heads: caches that keep a key's heads together are then read from end to end.

@@ -1,7 +1,7 @@
 //! Tiles of rows on their way between operands and scratch, and the steps on tiles of scores.
 
-use crate::kernels::view::{DType, View, ViewMut};
 use crate::kernels::exp::exp;
+use crate::kernels::view::{DType, View, ViewMut};
 use crate::simd::{Float, LANES, Lanes};
 
 /// Queries of a tile.
