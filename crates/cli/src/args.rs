@@ -27,6 +27,9 @@ pub enum Command {
     /// Only train and evaluate an experiment: no tuning, no export
     #[command(after_help = "Example:\n  tenon train recipes/digits.toml --out runs/quick --set train.steps=100")]
     Train(RunArgs),
+    /// Time every part of a training step and tell what bounds it
+    #[command(after_help = "Example:\n  tenon profile recipes/moby-dick.toml --set train.precision=f32")]
+    Profile(Experiment),
     /// Measure the newest checkpoint of a run on its held-out data
     #[command(after_help = "Example:\n  tenon eval runs/moby-dick")]
     Eval(RunDir),

@@ -18,6 +18,7 @@ use tenon::train::goal::check_metrics;
 use tenon::train::run::{self, Job};
 use tenon::train::run_folder::{read_experiment, read_origin};
 use tenon::train::setup::Setup;
+use tenon::train::trainer::Trainer;
 
 use crate::args;
 use crate::show;
@@ -92,6 +93,24 @@ pub fn run(args: &args::RunArgs, whole: bool, stop: &AtomicBool) -> Outcome {
         return Ok(130);
     }
     Ok(if whole { outcome.verdict.exit_code() } else { 0 })
+}
+
+/// Training steps that `tenon profile` times; the median counts.
+const PROFILED: usize = 5;
+
+/// `tenon profile`.
+pub fn profile(args: &args::Experiment) -> Outcome {
+    let setup = set_up(Experiment::load(&args.experiment, &args.set)?, &args.experiment)?;
+    let backend = backend(setup.experiment.train.threads)?;
+    let plan = setup.plan(&backend)?;
+    let programs = plan.training.clone();
+    let settings = &setup.experiment.train;
+    let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, &backend)?;
+    let times = trainer.profile(PROFILED)?;
+    for line in show::profile(&programs, &times) {
+        println!("{line}");
+    }
+    Ok(0)
 }
 
 /// A run folder as it was begun.

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         args::Command::Plan(args) => commands::plan(args),
         args::Command::Run(args) => commands::run(args, true, &STOP),
         args::Command::Train(args) => commands::run(args, false, &STOP),
+        args::Command::Profile(args) => commands::profile(args),
         args::Command::Eval(args) => commands::eval(args, &STOP),
         args::Command::Generate(args) => commands::generate(args, &STOP),
         args::Command::Forward(args) => commands::forward_pass(args),

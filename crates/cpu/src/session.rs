@@ -1,6 +1,7 @@
 //! Programs with their memory, ready to run.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tenon_graph::backend::{Allocation, Backend, BackendError, NonFinite, Session};
 use tenon_graph::graph::Value;
@@ -140,6 +141,17 @@ impl Session for CpuSession {
             }
         }
         Ok(None)
+    }
+
+    fn run_timed(&mut self, program: usize) -> Result<Vec<f64>, BackendError> {
+        let steps = 0..self.programs[program].kernels.len();
+        let mut seconds = Vec::with_capacity(steps.len());
+        for step in steps {
+            let began = Instant::now();
+            self.run_step(program, step)?;
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+        Ok(seconds)
     }
 
     fn input(&self, name: &str) -> Option<&[u8]> {

@@ -31,6 +31,9 @@ pub trait Session: Send {
     /// Runs a program step by step and reports the first value that is not finite.
     fn run_checked(&mut self, program: usize) -> Result<Option<NonFinite>, BackendError>;
 
+    /// Runs a program and returns the seconds that each of its steps took.
+    fn run_timed(&mut self, program: usize) -> Result<Vec<f64>, BackendError>;
+
     /// The buffer of an input; it is as large as the largest program's.
     fn input(&self, name: &str) -> Option<&[u8]>;
 

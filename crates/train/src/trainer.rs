@@ -306,6 +306,30 @@ impl<'a> Trainer<'a> {
         Ok(if last > 0 { self.session.run_checked(last)? } else { None })
     }
 
+    /// Runs the training programs `runs` times on the first batch and returns the median seconds of each of their steps.
+    /// The weights change.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn profile(&mut self, runs: usize) -> Result<Vec<Vec<f64>>, TrainError> {
+        self.fill(Split::Train, 0);
+        let labels = self.count_labels();
+        self.set_scalar(DENOMINATOR, labels.max(1) as f32);
+        let mut all: Vec<Vec<Vec<f64>>> = Vec::new();
+        for _ in 0..runs.max(1) {
+            let run: Result<Vec<Vec<f64>>, BackendError> =
+                (0..self.plan.training.len()).map(|p| self.session.run_timed(p)).collect();
+            all.push(run?);
+        }
+        let median = |program: usize, step: usize| {
+            let mut times: Vec<f64> = all.iter().map(|run| run[program][step]).collect();
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        };
+        let programs = all[0].iter().enumerate();
+        Ok(programs.map(|(p, steps)| (0..steps.len()).map(|s| median(p, s)).collect()).collect())
+    }
+
     /// Metrics on the held-out data: all of it, or the first `batches` batches.
     ///
     /// # Errors
