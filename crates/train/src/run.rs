@@ -174,6 +174,7 @@ fn train(
     let plan = setup.plan(job.backend)?;
     let settings = &setup.experiment.train;
     let before = resident_bytes(PEAK);
+    let (step_seconds, steps) = (plan.step_seconds, setup.steps as f64);
     let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, job.backend)?;
     let around = Surroundings { folder, observer, stop: job.stop, is_poor };
     let trained = fit(&mut trainer, settings, setup.steps, around)?;
@@ -184,8 +185,13 @@ fn train(
     );
     let planned = vec![
         Planned { name: "memory".into(), unit: Unit::Bytes, planned, measured },
-        Planned { name: "one step".into(), unit: Unit::Seconds, planned: None, measured: trained.step_seconds },
-        Planned { name: "training".into(), unit: Unit::Seconds, planned: None, measured: Some(trained.seconds) },
+        Planned { name: "one step".into(), unit: Unit::Seconds, planned: Some(step_seconds), measured: trained.step_seconds },
+        Planned {
+            name: "training".into(),
+            unit: Unit::Seconds,
+            planned: Some(step_seconds * steps),
+            measured: Some(trained.seconds),
+        },
     ];
     let values = weights(setup, &trainer);
     Ok(Candidate { model: setup.model.clone(), values, trained, planned })
