@@ -20,8 +20,8 @@ const TIMES: usize = 5;
 const KERNEL_SHARE: f64 = 0.5;
 /// The part of the product's `f32` speed that fused units reach: they have few multiply-adds and wait for the cache.
 const FUSED_SHARE: f64 = 0.2;
-/// Bytes that are copied to time memory: more than caches hold.
-const COPIED: usize = 64 << 20;
+/// Bytes that are read and written to time memory: more than the caches near the cores hold, and little beside a model.
+const COPIED: usize = 24 << 20;
 /// Seconds to start a step.
 const START: f64 = 2e-6;
 
