@@ -86,6 +86,11 @@ pub fn plan(setup: &Setup, plan: &RunPlan) -> Vec<String> {
             count(plan.allocation.total() as u64)
         ),
     ];
+    lines.push(format!(
+        "about {} a step on this machine, {} in all",
+        seconds(plan.step_seconds),
+        seconds(plan.step_seconds * setup.steps as f64)
+    ));
     if plan.again_flops > 0.0 {
         let share = 100.0 * plan.again_flops / (plan.flops - plan.again_flops);
         lines.push(format!("{share:.1}% of the work is done a second time to fit"));

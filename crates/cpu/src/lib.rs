@@ -13,5 +13,6 @@ pub mod pool;
 pub mod rows;
 mod session;
 pub mod simd;
+mod speed;
 
 pub use session::CpuBackend;

@@ -11,6 +11,7 @@ use tenon_graph::types::{DType, Type};
 use crate::dispatch::{Kernel, prepare};
 use crate::isa::{Cpu, IsaError};
 use crate::memory::Memory;
+use crate::speed::Speed;
 
 /// This machine's processor as a backend.
 pub struct CpuBackend {
@@ -42,6 +43,10 @@ impl Backend for CpuBackend {
     fn scratch_bytes(&self, program: &Program) -> usize {
         let kernels = program.steps.iter().map(|step| prepare(&self.cpu, program, step));
         kernels.map(|k| k.scratch_bytes()).max().unwrap_or(0)
+    }
+
+    fn estimate_seconds(&self, program: &Program) -> f64 {
+        Speed::of(&self.cpu).estimate(program)
     }
 
     fn session(&self, programs: Vec<Arc<Program>>) -> Result<Box<dyn Session>, BackendError> {

@@ -18,6 +18,9 @@ pub trait Backend: Send + Sync {
     /// Bytes of working memory that `program` needs beside its arena.
     fn scratch_bytes(&self, program: &Program) -> usize;
 
+    /// About how long one run of `program` takes on this machine, in seconds, from a short measurement of its speed.
+    fn estimate_seconds(&self, program: &Program) -> f64;
+
     /// Allocates what `programs` need and gets ready to run them. Inputs of the same name share a buffer; all programs
     /// share one arena and one scratch. Buffers start as zeros.
     fn session(&self, programs: Vec<Arc<Program>>) -> Result<Box<dyn Session>, BackendError>;

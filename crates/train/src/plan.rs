@@ -103,6 +103,8 @@ pub struct RunPlan {
     pub again_flops: f64,
     /// The sizes that the symbols stand for.
     pub bindings: Bindings,
+    /// About how many seconds an optimizer step takes on this machine.
+    pub step_seconds: f64,
 }
 
 impl RunPlan {
@@ -217,6 +219,7 @@ fn attempt(
     let evaluate = programs.pop().expect("evaluation is the last program");
     let times = [recipe.train.accumulate as f64, 1.0];
     let flops = programs.iter().zip(times).map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
+    let step_seconds = programs.iter().zip(times).map(|(p, times)| backend.estimate_seconds(p) * times).sum();
     let model = &recipe.model.graph;
     let elements = |(_, _, role, ty): (_, _, Role, &tenon_graph::types::Type)| {
         (role == Role::Parameter).then(|| ty.elements() as u64)
@@ -229,6 +232,7 @@ fn attempt(
         flops,
         again_flops: again_flops * recipe.train.accumulate as f64,
         bindings,
+        step_seconds,
     }))
 }
 

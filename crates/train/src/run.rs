@@ -173,7 +173,9 @@ fn train(
 ) -> Result<Candidate, RunFailure> {
     let plan = setup.plan(job.backend)?;
     let settings = &setup.experiment.train;
-    let before = resident_bytes(PEAK);
+    reset_peak();
+    let before = resident_bytes(NOW);
+    let (step_seconds, steps) = (plan.step_seconds, setup.steps as f64);
     let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, job.backend)?;
     let around = Surroundings { folder, observer, stop: job.stop, is_poor };
     let trained = fit(&mut trainer, settings, setup.steps, around)?;
@@ -184,8 +186,13 @@ fn train(
     );
     let planned = vec![
         Planned { name: "memory".into(), unit: Unit::Bytes, planned, measured },
-        Planned { name: "one step".into(), unit: Unit::Seconds, planned: None, measured: trained.step_seconds },
-        Planned { name: "training".into(), unit: Unit::Seconds, planned: None, measured: Some(trained.seconds) },
+        Planned { name: "one step".into(), unit: Unit::Seconds, planned: Some(step_seconds), measured: trained.step_seconds },
+        Planned {
+            name: "training".into(),
+            unit: Unit::Seconds,
+            planned: Some(step_seconds * steps),
+            measured: Some(trained.seconds),
+        },
     ];
     let values = weights(setup, &trainer);
     Ok(Candidate { model: setup.model.clone(), values, trained, planned })
@@ -437,6 +444,15 @@ fn report(
 
 /// The line of the process's status that tells its greatest resident memory.
 const PEAK: &str = "VmHWM:";
+
+/// The line that tells its present resident memory.
+const NOW: &str = "VmRSS:";
+
+/// Starts the measurement of the greatest resident memory anew, where the system can; else it is that of the whole process.
+fn reset_peak() {
+    #[cfg(target_os = "linux")]
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
 
 /// A size from the process's status, where the system tells it.
 fn resident_bytes(line: &str) -> Option<usize> {
