@@ -207,7 +207,7 @@ impl Loop<'_, '_> {
         if self.trainer.steps_done() >= self.steps {
             ended = Some(Ended::Finished);
         }
-        let mut metrics = self.state.evaluated.as_ref().map(|m| decode(m)).unwrap_or_default();
+        let mut metrics = self.state.evaluated.as_ref().map(decode).unwrap_or_default();
         while ended.is_none() {
             let began = Instant::now();
             let report = self.trainer.step()?;
