@@ -1,6 +1,6 @@
 //! What a run shows while it goes on: a live line on a terminal, plain lines elsewhere.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -28,7 +28,8 @@ pub struct Watch {
 
 /// A line of the run: a label and what there is to say.
 pub fn line(label: &str, text: &str) {
-    println!("{label:<6} {text}");
+    // A reader that has gone away (`tenon run ... | head`) must not end the run.
+    let _ = writeln!(stdout(), "{label:<6} {text}");
 }
 
 impl Watch {
