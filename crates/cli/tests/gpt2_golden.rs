@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use tenon::cpu::CpuBackend;
 use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer, fill_batch};
 use tenon::graph::backend::{Backend, Session};
-use tenon::nn::forward::{NamedTensor, Values, cross_entropy, forward};
+use tenon::nn::forward::{NamedTensor, Values, cross_entropy, forward, set_variables};
 use tenon::nn::{Model, export, load_safetensors, open};
 use tenon::tensors;
 use tenon::train::experiment::{AdamW, Lion, Muon, Objective, Optimizer, Precision, Sgd, Train};
@@ -102,12 +102,7 @@ impl Fixture {
         let recipe = Recipe { model: &self.model, train, objective: Objective::NextToken, steps: 10 };
         let plan = plan(&recipe, &self.data, &self.backend, None).unwrap_or_else(|e| panic!("{e}"));
         let mut session = self.backend.session(plan.programs()).unwrap();
-        for (variable, values) in self.model.variables().zip(&self.weights) {
-            let buffer = session.input_mut(&variable.name).unwrap();
-            for (bytes, value) in buffer.chunks_exact_mut(4).zip(values) {
-                bytes.copy_from_slice(&value.to_le_bytes());
-            }
-        }
+        set_variables(&mut *session, &self.model, &self.weights);
         (plan, session)
     }
 
