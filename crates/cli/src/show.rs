@@ -140,7 +140,8 @@ pub fn profile(programs: &[Arc<Program>], times: &[Vec<f64>]) -> Vec<String> {
                     format!("fused {} of {}x{}: {}", step.nodes.len(), fused.rows, fused.cols, names.join(" "))
                 }
                 Work::Kernel { node, .. } => {
-                    let types: Vec<String> = graph.node(*node).inputs.iter().map(|v| graph.ty(*v).to_string()).collect();
+                    let types: Vec<String> =
+                        graph.node(*node).inputs.iter().map(|v| graph.ty(*v).to_string()).collect();
                     format!("{} {}", graph.node(*node).op.name(), types.join(" "))
                 }
                 Work::Copy { target, .. } => format!("copy {}", graph.ty(*target)),
