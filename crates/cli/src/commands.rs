@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use tenon::cpu::CpuBackend;
+use tenon::graph::backend::{Allocation, Backend};
 use tenon::data::Progress;
 use tenon::model_folder::open_model;
 use tenon::nn::forward::{NamedTensor, Values, cross_entropy, forward};
-use tenon::nn::generate::{Generator, Sampling};
+use tenon::nn::generate::{self, Generator, Sampling};
 use tenon::nn::{HyperValue, ModelError, reference_markdown};
 use tenon::tensors;
-use tenon::train::experiment::Experiment;
+use tenon::train::experiment::{Experiment, Objective};
 use tenon::train::fit::Ended;
 use tenon::train::goal::check_metrics;
 use tenon::train::run::{self, Job};
@@ -74,6 +75,13 @@ pub fn plan(args: &args::Experiment) -> Outcome {
     lines("data", &show::data(&setup));
     let plan = setup.plan(&backend)?;
     lines("plan", &show::plan(&setup, &plan));
+    if let (Objective::NextToken, Some(context)) = (setup.objective, setup.data.facts().context)
+        && let Ok((programs, _)) = generate::programs(&setup.model, context)
+    {
+        let scratch = programs.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+        let all = show::allocation(&Allocation::of(&programs, scratch));
+        lines("", &[format!("generating {context} tokens: {all}")]);
+    }
     Ok(0)
 }
 
