@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use tenon::cpu::CpuBackend;
-use tenon::graph::backend::{Allocation, Backend};
 use tenon::data::Progress;
+use tenon::graph::backend::{Allocation, Backend};
 use tenon::model_folder::open_model;
 use tenon::nn::forward::{NamedTensor, Values, cross_entropy, forward};
 use tenon::nn::generate::{self, Generator, Sampling};

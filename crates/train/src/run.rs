@@ -186,7 +186,12 @@ fn train(
     );
     let planned = vec![
         Planned { name: "memory".into(), unit: Unit::Bytes, planned, measured },
-        Planned { name: "one step".into(), unit: Unit::Seconds, planned: Some(step_seconds), measured: trained.step_seconds },
+        Planned {
+            name: "one step".into(),
+            unit: Unit::Seconds,
+            planned: Some(step_seconds),
+            measured: trained.step_seconds,
+        },
         Planned {
             name: "training".into(),
             unit: Unit::Seconds,
