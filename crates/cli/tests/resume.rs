@@ -41,7 +41,7 @@ fn killed_at_twenty_moments_it_ends_as_if_never_killed() {
         assert!(!output.status.success(), "it ended after {kills} kills");
         kills += 1;
         let names = std::fs::read_dir(lab.path("killed").join("checkpoints")).into_iter().flatten().flatten();
-        let unfinished = |name: String| !name.strip_prefix("step-").is_some_and(|n| n.parse::<u64>().is_ok());
+        let unfinished = |name: String| name.strip_prefix("step-").is_none_or(|n| n.parse::<u64>().is_err());
         inside_a_write += usize::from(names.map(|n| n.file_name().to_string_lossy().into_owned()).any(unfinished));
     }
     println!("{inside_a_write} of {kills} kills inside a checkpoint write");
