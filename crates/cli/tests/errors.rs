@@ -54,7 +54,7 @@ fn data() {
     lab.write("short.txt", sentences(20));
     refused(&lab, "too_little_data", "plan gpt.toml --set data.text=\"short.txt\"");
     refused(&lab, "vocabulary", "plan gpt.toml --set model.vocab=9");
-    lab.write("bytes.txt", [b'a', b' ', 0xff, 0xfe, b'\n']);
+    lab.write("bytes.txt", [sentences(500).as_bytes(), &[0xff, 0xfe], sentences(500).as_bytes()].concat());
     refused(&lab, "not_utf8", "plan gpt.toml --set data.text=\"bytes.txt\"");
 }
 
