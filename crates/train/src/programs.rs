@@ -18,6 +18,8 @@ use crate::update::{Moment, Weight, average, count_step, norm_and_scale, update}
 
 /// The scalar input that the sum of losses is divided by: the labels that count in a whole step.
 pub const DENOMINATOR: &str = "denominator";
+/// The scalar input in which accumulated batches sum their losses.
+pub const LOSS_SUM: &str = "gradient_of_steps.loss";
 
 /// What the training graphs are made from.
 pub struct Recipe<'a> {
@@ -97,6 +99,7 @@ impl Recipe<'_> {
             })
         };
         if self.train.accumulate == 1 {
+            b.output("loss", loss);
             self.apply(&b, &names, &weights, &gradients, loss);
             return trained(b).map(Training::Step);
         }
@@ -104,7 +107,7 @@ impl Recipe<'_> {
             let sum = b.input(&gradient_name(name), Role::Gradient, gradient.ty());
             b.update(sum, sum + *gradient);
         }
-        let sum = b.input("gradient_of_steps.loss", Role::Gradient, scalar_type());
+        let sum = b.input(LOSS_SUM, Role::Gradient, scalar_type());
         b.update(sum, sum + loss);
         let accumulate = trained(b)?;
 
@@ -118,7 +121,8 @@ impl Recipe<'_> {
             weights.push(b.input(name, Role::Parameter, ty.clone()));
             gradients.push(b.input(&gradient_name(name), Role::Gradient, ty));
         }
-        let loss = b.input("gradient_of_steps.loss", Role::Gradient, scalar_type());
+        let loss = b.input(LOSS_SUM, Role::Gradient, scalar_type());
+        // `loss` is no result here: the sum is set to zero, so it is read before.
         self.apply(&b, &names, &weights, &gradients, loss);
         for sum in gradients.iter().chain([&loss]) {
             b.update(*sum, sum.zeros_like());
@@ -184,7 +188,7 @@ impl Recipe<'_> {
         }
     }
 
-    /// The optimizer: new weights and state, and the results `loss`, `grad_norm`, `lr` and `finite`.
+    /// The optimizer: new weights and state, and the results `grad_norm`, `lr` and `finite`.
     fn apply<'g>(
         &self,
         b: &'g Builder,
@@ -196,7 +200,6 @@ impl Recipe<'_> {
         b.set_phase(Phase::Update);
         let step = count_step(b);
         let factor = rate::factor(&self.train.schedule, step, self.steps);
-        b.output("loss", loss);
         b.output("lr", factor * self.train.optimizer.lr());
         let Some((norm, scale)) = norm_and_scale(gradients, self.train.clip) else {
             b.fail("the model has no parameter to train".into(), &[], None);

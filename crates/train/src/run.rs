@@ -234,7 +234,8 @@ fn restore<'a>(setup: &'a Setup, job: &Job<'_>) -> Result<(Trainer<'a>, u64), Ru
         found = Some(best);
     }
     let Some(checkpoint) = found else {
-        let message = format!("{} has no sound checkpoint", job.folder.display());
+        let what: Vec<String> = latest.damaged.iter().map(|damage| format!("\n  {damage}")).collect();
+        let message = format!("{} has no sound checkpoint{}", job.folder.display(), what.concat());
         return Err(TrainError::Mismatch(message).into());
     };
     let mut trainer = Trainer::new(setup.plan(job.backend)?, &setup.model, settings, &*setup.data, job.backend)?;
@@ -296,6 +297,8 @@ fn search(
                     }
                 }
             }
+            // A refused trial has no run, and so no folder yet.
+            std::fs::create_dir_all(&path).map_err(FileError::of("create", &path))?;
             replace_file(&Disk, &record, trial.to_toml().as_bytes()).map_err(FileError::of("write", &record))?;
         }
         observer.event(Event::TrialEnded { trial: &trial });

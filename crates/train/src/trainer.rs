@@ -16,7 +16,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Contents, Tens
 use crate::experiment::Train;
 use crate::objective::{IGNORED, LABELS};
 use crate::plan::RunPlan;
-use crate::programs::DENOMINATOR;
+use crate::programs::{DENOMINATOR, LOSS_SUM};
 
 /// Why a run stops before its end.
 #[derive(Debug)]
@@ -272,12 +272,19 @@ impl<'a> Trainer<'a> {
             self.session.run(0)?;
         }
         let last = self.plan.training.len() - 1;
+        let mut loss = None;
         if last > 0 {
+            // The update sets the sums of the gradients and of the loss to zero.
+            loss = self.session.input(LOSS_SUM).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             self.session.run(last)?;
         }
         let output = |name| self.scalar(last, name).unwrap_or(f32::NAN);
-        let report =
-            StepReport { step: self.step + 1, loss: output("loss"), grad_norm: output("grad_norm"), lr: output("lr") };
+        let report = StepReport {
+            step: self.step + 1,
+            loss: loss.unwrap_or_else(|| output("loss")),
+            grad_norm: output("grad_norm"),
+            lr: output("lr"),
+        };
         if output("finite") == 0.0 {
             for (name, value) in COUNTERS.iter().zip(before) {
                 if let (Some(buffer), Some(value)) = (self.session.input_mut(name), value) {

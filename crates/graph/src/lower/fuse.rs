@@ -268,19 +268,15 @@ impl Fuser<'_> {
         self.partition.units[unit].nodes.last().map_or(0, |n| n.index())
     }
 
-    fn first(&self, unit: usize) -> usize {
-        self.partition.units[unit].nodes.first().map_or(usize::MAX, |n| n.index())
-    }
-
     /// Whether any of `from` needs a result of `target`, through whatever units.
     fn reaches(&self, mut from: Vec<usize>, target: usize) -> bool {
-        let earliest = self.first(target);
+        // The order of nodes says nothing here: an early unit may need one that a later node has joined.
         let mut seen: HashMap<usize, ()> = HashMap::new();
         while let Some(unit) = from.pop() {
             if unit == target {
                 return true;
             }
-            if self.last(unit) < earliest || seen.insert(unit, ()).is_some() {
+            if seen.insert(unit, ()).is_some() {
                 continue;
             }
             for node in &self.partition.units[unit].nodes {
