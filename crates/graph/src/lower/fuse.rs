@@ -202,7 +202,8 @@ pub fn keep_old_values(graph: &mut Graph) {
         graph.node(node).output()
     };
     for i in 0..graph.outputs.len() {
-        graph.outputs[i].1 = keep(graph, None, graph.outputs[i].1);
+        let value = graph.outputs[i].1;
+        graph.outputs[i].1 = keep(graph, None, value);
     }
     for i in 0..graph.updates.len() {
         let (input, value) = graph.updates[i];
