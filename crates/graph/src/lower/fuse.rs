@@ -5,11 +5,12 @@
 //! Because everything is stated on the linear order of elements, shapes inside a unit may differ (`[b, t, c]` and
 //! `[b * t, c]`); what decides is [`Strided::runs`].
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::HashSet;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
-use crate::graph::{Graph, Node, Value};
+use crate::graph::{Graph, Node, Phase, Value};
 use crate::lower::access::{Strided, resolve};
 use crate::op::{Op, Reduce, ReduceOp, Source, View};
 
@@ -107,6 +108,8 @@ struct Fuser<'a> {
     partition: Partition,
     /// The stored value that each operand of each node reads, by node index.
     roots: Vec<SmallVec<[Strided; 4]>>,
+    /// For each node one at or before it, in the same run of nodes that the spans of units connect; at the first, itself.
+    runs: Vec<Cell<usize>>,
 }
 
 /// Partitions a bound graph. With `fuse` false every node is a unit of its own.
@@ -125,6 +128,7 @@ pub fn partition(graph: &Graph, fuse: bool) -> Partition {
         graph,
         partition: Partition { units: Vec::new(), unit_of: vec![None; graph.node_count()], stored: Vec::new() },
         roots,
+        runs: (0..graph.node_count()).map(Cell::new).collect(),
     };
     for node in graph.nodes().filter(|n| live[n.index()]) {
         fuser.place(node, &stored, fuse);
@@ -142,6 +146,17 @@ pub fn partition(graph: &Graph, fuse: bool) -> Partition {
 /// Views that need a buffer: no strided window, read by a kernel that cannot stride, or a result that is not a whole buffer.
 fn stored_views(graph: &Graph) -> Vec<bool> {
     let mut stored = vec![false; graph.value_count()];
+    // A view that gets a buffer changes the windows of the views behind it, also of those looked at before.
+    loop {
+        let before = stored.clone();
+        add_stored_views(graph, &mut stored);
+        if stored == before {
+            return stored;
+        }
+    }
+}
+
+fn add_stored_views(graph: &Graph, stored: &mut [bool]) {
     let live = graph.live_nodes();
     for node in graph.nodes().filter(|n| live[n.index()]) {
         let data = graph.node(node);
@@ -162,15 +177,38 @@ fn stored_views(graph: &Graph) -> Vec<bool> {
             }
         }
     }
-    let results = graph.outputs.iter().map(|(_, v)| v).chain(graph.updates.iter().map(|(_, v)| v));
-    for value in results {
-        let window = resolve(graph, *value, &|v| stored[v.index()]).expect("stored above");
+    let results = graph.outputs.iter().map(|(_, v)| (None, *v));
+    for (target, value) in results.chain(graph.updates.iter().map(|(input, v)| (Some(*input), *v))) {
+        let window = resolve(graph, value, &|v| stored[v.index()]).expect("stored above");
         let whole = graph.ty(window.root).elements();
-        if window.root != *value && (!window.is_contiguous() || window.numel() != whole) {
+        let changes = target != Some(window.root) && graph.updates.iter().any(|(input, _)| *input == window.root);
+        if window.root != value && (changes || !window.is_contiguous() || window.numel() != whole) {
             stored[value.index()] = true;
         }
     }
-    stored
+}
+
+/// Gives each result that is an updated input itself a view of its own, which gets a buffer: the old value.
+pub fn keep_old_values(graph: &mut Graph) {
+    let updated: Vec<Value> = graph.updates.iter().map(|(input, _)| *input).collect();
+    let keep = |graph: &mut Graph, target: Option<Value>, value: Value| {
+        if target == Some(value) || !updated.contains(&value) {
+            return value;
+        }
+        let ty = graph.ty(value).clone();
+        let site = graph.node(graph.producer(value)).site;
+        let view = Op::View(View::Reshape(ty.shape.clone()));
+        let node = graph.push(view, smallvec![value], [ty], site, Phase::Update);
+        graph.node(node).output()
+    };
+    for i in 0..graph.outputs.len() {
+        let value = graph.outputs[i].1;
+        graph.outputs[i].1 = keep(graph, None, value);
+    }
+    for i in 0..graph.updates.len() {
+        let (input, value) = graph.updates[i];
+        graph.updates[i].1 = keep(graph, Some(input), value);
+    }
 }
 
 /// Whether the kernel of `op` can read operand `index` through `window`. Every backend keeps to this.
@@ -190,12 +228,17 @@ fn takes(op: &Op, index: usize, window: &Strided) -> bool {
             };
             let last = window.sizes.len() - 1;
             let row = window.sizes.len() == 4 && (window.strides[last] == 1 || window.sizes[last] == 1);
-            window.is_contiguous() || (index < tensors && row)
+            starts_alone(window) || (index < tensors && row)
         }
-        Op::Conv(_) | Op::Pool(_) | Op::Gather(_) | Op::Scatter(_) | Op::Sort(_) | Op::Random(_) => {
-            window.is_contiguous()
-        }
+        Op::Scatter(_) => starts_alone(window),
+        Op::Random(_) => window.is_contiguous() && window.offset == 0,
+        Op::Conv(_) | Op::Pool(_) | Op::Gather(_) | Op::Sort(_) => window.is_contiguous(),
     }
+}
+
+/// Whether a window has no strides, and is at the start of its buffer if it is one element: a position is read there.
+fn starts_alone(window: &Strided) -> bool {
+    window.is_contiguous() && (window.numel() != 1 || window.offset == 0)
 }
 
 impl Fuser<'_> {
@@ -235,6 +278,7 @@ impl Fuser<'_> {
         };
         self.partition.units[home] = joined;
         self.partition.unit_of[node.index()] = Some(home);
+        self.connect(home);
         for other in candidates.into_iter().filter(|u| *u != home) {
             self.merge(home, other);
         }
@@ -268,15 +312,40 @@ impl Fuser<'_> {
         self.partition.units[unit].nodes.last().map_or(0, |n| n.index())
     }
 
+    fn first(&self, unit: usize) -> usize {
+        self.partition.units[unit].nodes.first().map_or(usize::MAX, |n| n.index())
+    }
+
+    /// Makes the nodes from the first to the last of a unit one run.
+    fn connect(&self, unit: usize) {
+        let first = self.run_start(self.first(unit));
+        let mut at = self.run_start(self.last(unit));
+        while at > first {
+            self.runs[at].set(first);
+            at = self.run_start(at - 1);
+        }
+    }
+
+    /// The first node of a node's run.
+    fn run_start(&self, mut node: usize) -> usize {
+        while self.runs[node].get() != node {
+            let before = self.runs[self.runs[node].get()].get();
+            self.runs[node].set(before);
+            node = before;
+        }
+        node
+    }
+
     /// Whether any of `from` needs a result of `target`, through whatever units.
     fn reaches(&self, mut from: Vec<usize>, target: usize) -> bool {
-        // The order of nodes says nothing here: an early unit may need one that a later node has joined.
-        let mut seen: HashMap<usize, ()> = HashMap::new();
+        // No unit has nodes both before the start of a run and in it, so what lies before needs nothing of the run.
+        let earliest = self.run_start(self.first(target));
+        let mut seen: HashSet<usize> = HashSet::new();
         while let Some(unit) = from.pop() {
             if unit == target {
                 return true;
             }
-            if seen.insert(unit, ()).is_some() {
+            if self.last(unit) < earliest || !seen.insert(unit) {
                 continue;
             }
             for node in &self.partition.units[unit].nodes {
@@ -324,6 +393,10 @@ impl Fuser<'_> {
                     Extent::Column
                 }
             }
+            // The key is read from a buffer.
+            Op::Random(_) if unit.nodes.contains(&self.graph.producer(self.roots[node.index()][0].root)) => {
+                return None;
+            }
             _ => {
                 let elements = self.graph.ty(data.output()).elements();
                 if elements == unit.domain {
@@ -365,12 +438,12 @@ impl Fuser<'_> {
         let empty = Unit { nodes: vec![], extents: vec![], cols: a.cols.or(b.cols), outer: None, ..a.clone() };
         let merged = nodes.iter().try_fold(empty, |unit, node| self.with_node(&unit, *node));
         let Some(merged) = merged else { return };
-        // A value that was one per row must still be, or what reads it would have to change.
         for node in &merged.nodes {
             self.partition.unit_of[node.index()] = Some(home);
         }
         self.partition.units[home] = merged;
         self.partition.units[other].nodes.clear();
+        self.connect(home);
     }
 
     /// Marks what is read from outside its unit, and sources that kernels or results read.
@@ -384,6 +457,7 @@ impl Fuser<'_> {
                 continue;
             };
             let fused = self.partition.units[unit].kind == UnitKind::Fused;
+            let random = matches!(graph.node(node).op, Op::Random(_));
             if !fused {
                 for value in graph.node(node).outputs() {
                     stored[value.index()] = true;
@@ -392,7 +466,7 @@ impl Fuser<'_> {
             for window in &self.roots[node.index()] {
                 let producer = graph.producer(window.root);
                 let inside = self.partition.unit_of[producer.index()] == Some(unit);
-                let generated = fused && matches!(graph.node(producer).op, Op::Source(_));
+                let generated = fused && !random && matches!(graph.node(producer).op, Op::Source(_));
                 if !inside && !generated {
                     stored[window.root.index()] = true;
                 }

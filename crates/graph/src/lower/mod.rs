@@ -74,7 +74,8 @@ impl Program {
 }
 
 /// Makes the program of a bound graph. With `fuse` false every node is a step of its own: the program that tests compare with.
-pub fn lower(graph: Graph, fuse: bool) -> Program {
+pub fn lower(mut graph: Graph, fuse: bool) -> Program {
+    fuse::keep_old_values(&mut graph);
     let partition = fuse::partition(&graph, fuse);
     let schedule = schedule::schedule(&graph, &partition);
     let memory = memory::place(&graph, &partition, &schedule);

@@ -134,16 +134,25 @@ pub fn reuses(
             let whole = |w: &&Strided| w.is_contiguous() && w.numel() == graph.ty(operand).elements();
             let at = partition.units[unit].nodes.binary_search(&graph.producer(result));
             let full = at.is_ok_and(|at| partition.units[unit].extents[at] == Extent::Full);
-            full && windows.iter().all(whole) && graph.ty(operand).elements() == partition.units[unit].domain
+            let root = |v: Value| resolve(graph, v, &|v| partition.stored[v.index()]).map(|w| w.root);
+            let is_key = |node: &crate::graph::Node| {
+                let data = graph.node(*node);
+                matches!(data.op, Op::Random(_)) && root(data.inputs[0]) == Some(operand)
+            };
+            full && !partition.units[unit].nodes.iter().any(is_key)
+                && windows.iter().all(whole)
+                && graph.ty(operand).elements() == partition.units[unit].domain
         }
         UnitKind::Kernel => {
             let node = graph.node(graph.producer(result));
             // Kernels write while they read, except this one, which is made for it.
+            let reads_it = |value: &Value| {
+                resolve(graph, *value, &|v| partition.stored[v.index()]).is_some_and(|w| w.root == operand)
+            };
             windows.is_empty()
                 || (matches!(node.op, Op::Scatter(Scatter::Write(_)))
-                    && windows.len() == 1
-                    && resolve(graph, node.inputs[0], &|v| partition.stored[v.index()])
-                        .is_some_and(|w| w.root == operand))
+                    && !node.inputs[1..].iter().any(reads_it)
+                    && reads_it(&node.inputs[0]))
         }
         UnitKind::Copy => windows.is_empty(),
     }
