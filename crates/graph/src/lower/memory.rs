@@ -30,7 +30,7 @@ pub struct Buffer {
     pub offset: usize,
     /// The step that first writes it.
     pub from: usize,
-    /// The last step that uses it.
+    /// The last step that uses it; the number of steps if it is a result.
     pub to: usize,
 }
 
@@ -47,7 +47,7 @@ pub struct Memory {
 
 /// The bytes in use during each of `steps` steps.
 pub fn profile(buffers: &[Buffer], steps: usize) -> Vec<usize> {
-    let mut change = vec![0isize; steps + 1];
+    let mut change = vec![0isize; steps + 2];
     for buffer in buffers {
         change[buffer.from] += rounded(buffer.bytes) as isize;
         change[buffer.to + 1] -= rounded(buffer.bytes) as isize;
@@ -75,7 +75,8 @@ pub fn lifetimes(graph: &Graph, partition: &Partition, schedule: &Schedule) -> (
     let results = graph.outputs.iter().map(|(_, v)| *v).chain(schedule.copied.iter().map(|(_, v)| *v));
     for value in results {
         let root = resolve(graph, value, &stored).expect("results are whole buffers").root;
-        last_use.insert(root, steps.max(1) - 1);
+        // After the last step: nothing may take a result's place.
+        last_use.insert(root, steps);
     }
     let mut places = HashMap::new();
     let inputs = graph.inputs().map(|(v, ..)| v);
