@@ -72,16 +72,3 @@ fn every_operation_agrees_with_the_evaluator() {
 fn every_gradient_agrees_with_the_evaluator() {
     check(|sample| sample.gradient_graph());
 }
-
-/// The elements of a buffer.
-fn decode(bytes: &[u8], ty: &Type) -> Vec<f64> {
-    let word = |b: &[u8]| <[u8; 4]>::try_from(b).expect("four bytes");
-    let element = |b: &[u8]| match ty.dtype {
-        DType::F32 => f32::from_le_bytes(word(b)).into(),
-        DType::BF16 => half::bf16::from_le_bytes([b[0], b[1]]).into(),
-        DType::I32 => i32::from_le_bytes(word(b)).into(),
-        DType::U32 => u32::from_le_bytes(word(b)).into(),
-        DType::U8 | DType::Bool => b[0].into(),
-    };
-    bytes.chunks_exact(ty.dtype.size()).map(element).collect()
-}

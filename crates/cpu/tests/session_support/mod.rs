@@ -36,6 +36,20 @@ pub fn encode(array: &Array) -> Vec<u8> {
     array.data.iter().flat_map(element).collect()
 }
 
+/// The elements of a buffer.
+#[allow(dead_code, reason = "not every test looks into results")]
+pub fn decode(bytes: &[u8], ty: &Type) -> Vec<f64> {
+    let word = |b: &[u8]| <[u8; 4]>::try_from(b).expect("four bytes");
+    let element = |b: &[u8]| match ty.dtype {
+        DType::F32 => f32::from_le_bytes(word(b)).into(),
+        DType::BF16 => half::bf16::from_le_bytes([b[0], b[1]]).into(),
+        DType::I32 => i32::from_le_bytes(word(b)).into(),
+        DType::U32 => u32::from_le_bytes(word(b)).into(),
+        DType::U8 | DType::Bool => b[0].into(),
+    };
+    bytes.chunks_exact(ty.dtype.size()).map(element).collect()
+}
+
 /// Random values for every input of a graph: floats between -2 and 2, small whole numbers, any random key.
 #[allow(dead_code, reason = "not every test file draws its own inputs")]
 pub fn random_inputs(graph: &Graph, seed: u64) -> Inputs {
