@@ -73,7 +73,9 @@ fn adamw<'g>(settings: &AdamW, moment: &Moment<'g>, weight: &Weight<'_, 'g>) -> 
     let (m, v) = (state(b, "adamw.exp_avg", weight), state(b, "adamw.exp_avg_sq", weight));
     let g = weight.gradient;
     let m_new = m * beta1 + g * (1.0 - beta1);
-    let v_new = v * beta2 + g * g * (1.0 - beta2);
+    // Not `g * g`, which the gradient's norm has as well: one pass over memory would then compute both, and keep the new
+    // weight and state of every parameter until the norm is known.
+    let v_new = v * beta2 + g * (1.0 - beta2) * g;
     let size = rate / correction(beta1, moment.step);
     let scale = correction(beta2, moment.step).rsqrt();
     let new = decayed(weight, rate, settings.weight_decay) - size * m_new / (v_new.sqrt() * scale + settings.eps);
