@@ -197,14 +197,16 @@ impl Recipe<'_> {
         gradients: &[Tensor<'g>],
         loss: Tensor<'g>,
     ) {
-        b.set_phase(Phase::Update);
-        let step = count_step(b);
-        let factor = rate::factor(&self.train.schedule, step, self.steps);
-        b.output("lr", factor * self.train.optimizer.lr());
+        // The norm ends the backward pass: the update waits for it.
+        b.set_phase(Phase::Backward);
         let Some((norm, scale)) = norm_and_scale(gradients, self.train.clip) else {
             b.fail("the model has no parameter to train".into(), &[], None);
             return;
         };
+        b.set_phase(Phase::Update);
+        let step = count_step(b);
+        let factor = rate::factor(&self.train.schedule, step, self.steps);
+        b.output("lr", factor * self.train.optimizer.lr());
         let finite = loss.is_finite().and(norm.is_finite());
         b.output("grad_norm", norm);
         b.output("finite", finite);
