@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -11,17 +12,31 @@ CASES = json.loads((pathlib.Path(__file__).parent / "cases.json").read_text())
 
 
 def flops(case):
-    """Multiply-adds of matrix products of a step, times 2; causal attention counts the half that is needed."""
-    m, batch = case["model"], case["batch"]
+    """Multiply-adds of matrix products of what is timed, times 2; causal attention counts the half that is needed."""
+    m = case["model"]
     if case["architecture"] == "mlp":
         sizes = [m["channels"] * m["height"] * m["width"], *m["hidden"], m["classes"]]
         products = [a * b for a, b in zip(sizes, sizes[1:])]
         # The gradient of the pixels is not needed.
-        return 2 * batch * (3 * sum(products) - products[0])
+        return 2 * case["batch"] * (3 * sum(products) - products[0])
     c, t = m["width"], case["length"]
-    weights = m["layers"] * 12 * c * c + m["vocab"] * c
-    attention = m["layers"] * t * c
-    return 6 * batch * t * (weights + attention)
+    weights, attention = t * m["layers"] * 12 * c * c, m["layers"] * t * t * c
+    if case["task"] == "prompt":
+        return 2 * (weights + attention + m["vocab"] * c)
+    if case["architecture"] == "gpt2":
+        return 6 * case["batch"] * (weights + attention + t * m["vocab"] * c)
+    # Every token sees all, and only the first is classified.
+    return 6 * case["batch"] * (weights + 2 * attention + c * c + m["classes"] * c)
+
+
+def rate(case, seconds, limits, record):
+    """What a case does in a second, and the share of this machine's limit for it."""
+    if case["task"] == "decode":
+        # Every weight is read once for a token.
+        read = record["parameters"] * {"f32": 4, "bf16": 2}[record["precision"]] / seconds
+        return f"{1 / seconds:.1f} tokens/s", read / limits.get("bandwidth", math.nan)
+    done = flops(case) / seconds
+    return f"{done / 1e9:.{0 if done >= 1e10 else 1}f} GFLOP/s", done / limits.get(record["precision"], math.nan)
 
 
 def time(seconds):
@@ -34,36 +49,38 @@ def main():
     for line in pathlib.Path(results).read_text().splitlines():
         record = json.loads(line)
         found[record["case"], record["precision"], record["who"]].append(record)
-    peaks = {}
+    limits = {}
     for kind, value in re.findall(r"(f32|bf16) ([\d.]+)", peak_lines):
-        peaks[kind] = max(float(value), peaks.get(kind, 0.0))
+        limits[kind] = max(float(value) * 1e9, limits.get(kind, 0.0))
+    bandwidths = [r["read_bandwidth"] for records in found.values() for r in records if "read_bandwidth" in r]
+    if bandwidths:
+        limits["bandwidth"] = max(bandwidths)
     versions = sorted({f"{r['who']} {r['version']}" for records in found.values() for r in records})
     print(f"{processor} · {' · '.join(versions)}")
-    print(", ".join(f"peak {kind} {value:.0f} GFLOP/s" for kind, value in peaks.items()), end="\n\n")
-    columns = ["step of", "", "who", "step (median)", "PyTorch / this", "GFLOP/s", "of peak", "start to first step", "peak memory"]
+    units = {"f32": "peak f32 {:.0f} GFLOP/s", "bf16": "peak bf16 {:.0f} GFLOP/s", "bandwidth": "reads {:.1f} GB/s"}
+    print(", ".join(units[kind].format(value / 1e9) for kind, value in limits.items()), end="\n\n")
+    columns = ["case", "", "who", "median", "best peer / this", "rate", "of limit", "start to first", "peak memory", "of best peer's"]
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for name, case in CASES.items():
-        for precision in ["f32", "bf16"]:
-            medians = {
-                who: statistics.median(r["seconds"] for r in records)
-                for (n, p, who), records in found.items()
-                if (n, p) == (name, precision)
-            }
-            for who, seconds in medians.items():
-                records = found[name, precision, who]
-                rate = flops(case) / seconds / 1e9
-                share = rate / peaks.get(precision, float("nan"))
+        for precision in case["precisions"]:
+            turns = {who: records for (n, p, who), records in found.items() if (n, p) == (name, precision)}
+            medians = {who: statistics.median(r["seconds"] for r in records) for who, records in turns.items()}
+            memory = {who: max(r["peak_bytes"] for r in records) for who, records in turns.items()}
+            best = min((who for who in turns if who != "Tenon"), key=medians.get, default=None)
+            for who, records in turns.items():
+                done, share = rate(case, medians[who], limits, records[0])
                 cells = [
                     case["title"],
                     precision,
                     who,
-                    time(seconds),
-                    f"{medians['PyTorch'] / seconds:.2f}" if "PyTorch" in medians else "-",
-                    f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}",
+                    time(medians[who]),
+                    f"{medians[best] / medians[who]:.2f}" if best else "-",
+                    done,
                     f"{100 * share:.0f}%" if share == share else "-",
                     f"{statistics.median(r['first_step'] for r in records):.1f} s",
-                    f"{max(r['peak_bytes'] for r in records) / 2**20:.0f} MiB",
+                    f"{memory[who] / 2**20:.0f} MiB",
+                    f"{memory[who] / memory[best]:.2f}" if best else "-",
                 ]
                 print("| " + " | ".join(cells) + " |")
 

@@ -3,15 +3,25 @@
 
 /// Philox2x32 with ten rounds: a bijection of the counter for each key.
 pub fn philox2x32(counter: [u32; 2], key: u32) -> [u32; 2] {
+    philox2x32_many(counter.map(|word| [u64::from(word)]), key).map(|[word]| word as u32)
+}
+
+/// [`philox2x32`] of many counters, first words and second words apart. Each word has 64 bits to itself, where vector
+/// instructions leave a product: the upper 32 are zeros.
+#[inline]
+pub fn philox2x32_many<const N: usize>(counters: [[u64; N]; 2], mut key: u32) -> [[u64; N]; 2] {
     const MULTIPLIER: u64 = 0xD256_D193;
     const WEYL: u32 = 0x9E37_79B9;
-    let (mut state, mut key) = (counter, key);
+    let [mut first, mut second] = counters;
     for _ in 0..10 {
-        let product = MULTIPLIER * u64::from(state[0]);
-        state = [(product >> 32) as u32 ^ key ^ state[1], product as u32];
+        for (a, b) in first.iter_mut().zip(&mut second) {
+            let product = MULTIPLIER * u64::from(*a as u32);
+            *a = (product >> 32) ^ u64::from(key) ^ *b;
+            *b = u64::from(product as u32);
+        }
         key = key.wrapping_add(WEYL);
     }
-    state
+    [first, second]
 }
 
 /// The Philox key of one random node: the node's stream applied to the key of the step.

@@ -40,17 +40,22 @@ impl Default for Sampling {
 impl Sampling {
     /// The token at `place` of the text, given the logits of all tokens.
     pub fn choose(&self, logits: &[f32], place: usize) -> usize {
-        let mut order: Vec<usize> = (0..logits.len()).filter(|i| !logits[*i].is_nan()).collect();
         // Equal logits stay in the order of tokens, so that the choice is reproducible.
-        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-        let Some(&likeliest) = order.first() else { return 0 };
+        let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+        let numbers = (0..logits.len()).filter(|i| !logits[*i].is_nan());
         if self.temperature == 0.0 {
-            return likeliest;
+            return numbers.min_by(order).unwrap_or(0);
         }
-        order.truncate(self.top_k.unwrap_or(usize::MAX).max(1));
+        let mut likely: Vec<usize> = numbers.collect();
+        if let Some(top_k) = self.top_k.map(|k| k.max(1)).filter(|k| *k < likely.len()) {
+            likely.select_nth_unstable_by(top_k, order);
+            likely.truncate(top_k);
+        }
+        likely.sort_unstable_by(order);
+        let Some(&likeliest) = likely.first() else { return 0 };
         let top = f64::from(logits[likeliest]);
         let weight = |i: &usize| ((f64::from(logits[*i]) - top) / self.temperature).exp();
-        let weights: Vec<f64> = order.iter().map(weight).collect();
+        let weights: Vec<f64> = likely.iter().map(weight).collect();
         let total: f64 = weights.iter().sum();
         let mut kept = weights.len();
         if let Some(top_p) = self.top_p {
@@ -69,7 +74,7 @@ impl Sampling {
             left -= w;
             left < 0.0
         });
-        order[drawn.unwrap_or(kept - 1)]
+        likely[drawn.unwrap_or(kept - 1)]
     }
 }
 
@@ -252,3 +257,7 @@ impl Generator {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "generate_tests.rs"]
+mod tests;

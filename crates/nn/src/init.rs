@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use tenon_graph::random::{node_key, philox2x32};
+use tenon_graph::random::{node_key, philox2x32_many};
 
 use crate::model::Parameter;
 
@@ -152,40 +152,62 @@ impl fmt::Display for Initialiser {
 /// through the inverse of the distribution function.
 pub fn initialise(parameter: &Parameter, seed: u64) -> Vec<f32> {
     let mut values = vec![0.0; parameter.elements()];
-    initialise_into(parameter, seed, &mut values);
+    start(parameter, seed, &mut values, |value| value);
     values
 }
 
-/// Like [`initialise`], into a buffer.
+/// Like [`initialise`], into the bytes of a buffer, little-endian: large weights are not held twice.
 ///
 /// # Panics
-/// If the buffer has not as many elements as the parameter.
-pub fn initialise_into(parameter: &Parameter, seed: u64, values: &mut [f32]) {
-    assert_eq!(values.len(), parameter.elements(), "{}", parameter.name);
+/// If the buffer has not four bytes for each element of the parameter.
+pub fn initialise_into(parameter: &Parameter, seed: u64, buffer: &mut [u8]) {
+    assert_eq!(buffer.len(), 4 * parameter.elements(), "{}", parameter.name);
+    start(parameter, seed, buffer.as_chunks_mut().0, f32::to_le_bytes);
+}
+
+/// Writes the starting value of `parameter`, each element in the form that `store` gives it.
+fn start<T: Copy + Send>(parameter: &Parameter, seed: u64, values: &mut [T], store: impl Fn(f32) -> T + Sync) {
     let key = stream_key(seed, &parameter.name);
     match parameter.init.resolved(&parameter.shape) {
-        Initialiser::Constant(value) => values.fill(value as f32),
-        Initialiser::Normal { std } => fill(values, key, |u| inverse_normal(u) * std),
+        Initialiser::Constant(value) => values.fill(store(value as f32)),
+        Initialiser::Normal { std } => fill(values, key, store, |block| {
+            inverse_normals(block);
+            block.iter_mut().for_each(|x| *x *= std);
+        }),
         Initialiser::TruncatedNormal { std } => {
             let below = cumulative_normal(-CUT);
-            fill(values, key, |u| inverse_normal(below + u * (1.0 - 2.0 * below)) * std);
+            fill(values, key, store, |block| {
+                block.iter_mut().for_each(|u| *u = below + *u * (1.0 - 2.0 * below));
+                inverse_normals(block);
+                block.iter_mut().for_each(|x| *x *= std);
+            });
         }
-        Initialiser::Uniform { low, high } => fill(values, key, |u| low + u * (high - low)),
+        Initialiser::Uniform { low, high } => {
+            fill(values, key, store, |block| block.iter_mut().for_each(|u| *u = low + *u * (high - low)));
+        }
         Initialiser::Scaled { .. } => unreachable!("resolved above"),
     }
 }
 
-/// The least share of a thread, a multiple of the two elements that one block of random bits gives.
+/// Elements that are computed together: enough for the compiler to use vectors, few enough for the innermost cache.
+const BLOCK: usize = 64;
+
+/// The least share of a thread, a multiple of a block.
 const CHUNK: usize = 1 << 16;
 
-/// Each element from its own uniform number in (0, 1).
-fn fill(values: &mut [f32], key: u32, from_uniform: impl Fn(f64) -> f64 + Sync) {
-    let chunk = |first: usize, part: &mut [f32]| {
-        for (block, pair) in part.chunks_mut(2).enumerate() {
-            let index = (first / 2 + block) as u64;
-            let bits = philox2x32([index as u32, (index >> 32) as u32], key);
-            for (value, bits) in pair.iter_mut().zip(bits) {
-                *value = from_uniform((f64::from(bits) + 0.5) / 4_294_967_296.0) as f32;
+/// Each element from its own uniform number in (0, 1), which `from_uniform` replaces.
+fn fill<T: Send>(
+    values: &mut [T],
+    key: u32,
+    store: impl Fn(f32) -> T + Sync,
+    from_uniform: impl Fn(&mut [f64; BLOCK]) + Sync,
+) {
+    let chunk = |first: usize, part: &mut [T]| {
+        for (i, part) in part.chunks_mut(BLOCK).enumerate() {
+            let mut block = uniforms(first + i * BLOCK, key);
+            from_uniform(&mut block);
+            for (value, x) in part.iter_mut().zip(block) {
+                *value = store(x as f32);
             }
         }
     };
@@ -202,6 +224,24 @@ fn fill(values: &mut [f32], key: u32, from_uniform: impl Fn(f64) -> f64 + Sync) 
     });
 }
 
+/// The uniform numbers in (0, 1) of the elements from `first`, an even number, on.
+fn uniforms(first: usize, key: u32) -> [f64; BLOCK] {
+    let (mut low, mut high) = ([0; BLOCK / 2], [0; BLOCK / 2]);
+    for (i, (low, high)) in low.iter_mut().zip(&mut high).enumerate() {
+        let index = (first / 2 + i) as u64;
+        (*low, *high) = (u64::from(index as u32), index >> 32);
+    }
+    let [evens, odds] = philox2x32_many([low, high], key);
+    // A word in the lowest bits of 2^52 is that many units more. Taken off again, it is a float, exact as all that follows.
+    const TWO_52: f64 = 4_503_599_627_370_496.0;
+    let uniform = |word: u64| (f64::from_bits(TWO_52.to_bits() | word) - (TWO_52 - 0.5)) / 4_294_967_296.0;
+    let mut uniforms = [0.0; BLOCK];
+    for (pair, (even, odd)) in uniforms.as_chunks_mut().0.iter_mut().zip(evens.into_iter().zip(odds)) {
+        *pair = [uniform(even), uniform(odd)];
+    }
+    uniforms
+}
+
 /// The key of the random numbers that belong to a seed and a name, of which it takes the 64-bit FNV-1a hash.
 fn stream_key(seed: u64, name: &str) -> u32 {
     let hash: u64 =
@@ -215,58 +255,73 @@ fn cumulative_normal(x: f64) -> f64 {
     0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
 }
 
-/// The inverse of the standard normal distribution function on (0, 1).
+/// Numerator and denominator of [`central`].
+const A: [f64; 6] = [
+    -3.969683028665376e+01,
+    2.209460984245205e+02,
+    -2.759285104469687e+02,
+    1.38357751867269e+02,
+    -3.066479806614716e+01,
+    2.506628277459239e+00,
+];
+const B: [f64; 6] = [
+    -5.447609879822406e+01,
+    1.615858368580409e+02,
+    -1.556989798598866e+02,
+    6.680131188771972e+01,
+    -1.328068155288572e+01,
+    1.0,
+];
+/// Numerator and denominator of [`tail`].
+const C: [f64; 6] = [
+    -7.784894002430293e-03,
+    -3.223964580411365e-01,
+    -2.400758277161838e+00,
+    -2.549732539343734e+00,
+    4.374664141464968e+00,
+    2.938163982698783e+00,
+];
+const D: [f64; 5] = [7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e+00, 3.754408661907416e+00, 1.0];
+/// Below this probability, and above one less it, the tail's own approximation holds.
+const TAIL: f64 = 0.02425;
+
+/// Replaces each probability in (0, 1) by the inverse of the standard normal distribution function.
 ///
 /// A rational approximation of relative error 1.15e-9 (P. J. Acklam, "An algorithm for computing the inverse normal
 /// cumulative distribution function", 2003), finer than the 32 random bits that go in. Only `libm` and exact arithmetic:
-/// the same bits on every machine.
-fn inverse_normal(p: f64) -> f64 {
-    const A: [f64; 6] = [
-        -3.969683028665376e+01,
-        2.209460984245205e+02,
-        -2.759285104469687e+02,
-        1.38357751867269e+02,
-        -3.066479806614716e+01,
-        2.506628277459239e+00,
-    ];
-    const B: [f64; 6] = [
-        -5.447609879822406e+01,
-        1.615858368580409e+02,
-        -1.556989798598866e+02,
-        6.680131188771972e+01,
-        -1.328068155288572e+01,
-        1.0,
-    ];
-    const C: [f64; 6] = [
-        -7.784894002430293e-03,
-        -3.223964580411365e-01,
-        -2.400758277161838e+00,
-        -2.549732539343734e+00,
-        4.374664141464968e+00,
-        2.938163982698783e+00,
-    ];
-    const D: [f64; 5] =
-        [7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e+00, 3.754408661907416e+00, 1.0];
-    /// Below this probability the tail's own approximation holds.
-    const TAIL: f64 = 0.02425;
-    let tail = |p: f64| {
-        let q = (-2.0 * libm::log(p)).sqrt();
-        polynomial(&C, q) / polynomial(&D, q)
-    };
-    if p < TAIL {
-        tail(p)
-    } else if p > 1.0 - TAIL {
-        -tail(1.0 - p)
-    } else {
-        let q = p - 0.5;
-        let r = q * q;
-        q * polynomial(&A, r) / polynomial(&B, r)
+/// the same bits on every machine. The central one is computed for all, in vectors, and replaced in the tails, 1 in 20.
+fn inverse_normals(block: &mut [f64; BLOCK]) {
+    let mut tails = [0; BLOCK];
+    let mut count = 0;
+    for (i, p) in block.iter().enumerate() {
+        // Without a branch, which nothing could predict.
+        tails[count % BLOCK] = i;
+        count += usize::from((*p < TAIL) | (*p > 1.0 - TAIL));
+    }
+    let probabilities = *block;
+    block.iter_mut().for_each(|p| *p = central(*p));
+    for i in &tails[..count] {
+        block[*i] = tail(probabilities[*i]);
     }
 }
 
+/// The inverse of the standard normal distribution function away from the tails.
+fn central(p: f64) -> f64 {
+    let q = p - 0.5;
+    let r = q * q;
+    q * polynomial(&A, r) / polynomial(&B, r)
+}
+
+/// The inverse of the standard normal distribution function in the tails.
+fn tail(p: f64) -> f64 {
+    let q = (-2.0 * libm::log(p.min(1.0 - p))).sqrt();
+    let x = polynomial(&C, q) / polynomial(&D, q);
+    if p < 0.5 { x } else { -x }
+}
+
 /// The polynomial with these coefficients, the highest power's first.
-fn polynomial(coefficients: &[f64], x: f64) -> f64 {
-    coefficients.iter().fold(0.0, |sum, c| sum * x + c)
+fn polynomial<const N: usize>(coefficients: &[f64; N], x: f64) -> f64 {
+    coefficients[1..].iter().fold(coefficients[0], |sum, c| sum * x + c)
 }
 
 #[cfg(test)]

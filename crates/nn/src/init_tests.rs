@@ -14,6 +14,12 @@ fn draw(init: Initialiser, shape: &[usize]) -> Vec<f64> {
     initialise(&parameter("w", shape, init), 1).into_iter().map(f64::from).collect()
 }
 
+fn inverse_normal(p: f64) -> f64 {
+    let mut block = [p; BLOCK];
+    inverse_normals(&mut block);
+    block[BLOCK - 1]
+}
+
 /// The mean of the `k`-th powers.
 fn moment(values: &[f64], k: i32) -> f64 {
     values.iter().map(|x| x.powi(k)).sum::<f64>() / values.len() as f64
@@ -73,7 +79,22 @@ fn values_depend_on_seed_name_and_place_alone() {
         let others = initialise(&parameter(other.0, &[1000], normal), other.1);
         assert!(others.iter().zip(&whole).all(|(a, b)| a != b), "{other:?}");
     }
+    let mut bytes = vec![0; 4 * whole.len()];
+    initialise_into(&parameter("w", &[300_001], normal), 7, &mut bytes);
+    assert_eq!(bytes, whole.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
     // Checkpoints of old runs start from these numbers.
     assert_eq!(whole[..4], initialise(&parameter("w", &[4], normal), 7)[..]);
     insta::assert_debug_snapshot!(&whole[..4]);
+}
+
+#[test]
+fn every_bit_stays() {
+    // Runs begun by an older Tenon are repeated from the seed: no faster way to compute the numbers may change one.
+    let checksum = |init| {
+        let values = initialise(&parameter("w", &[400_003], init), 11);
+        values.iter().fold(0u64, |sum, x| sum.wrapping_mul(0x100_0000_01b3).wrapping_add(u64::from(x.to_bits())))
+    };
+    assert_eq!(checksum(Initialiser::Normal { std: 0.02 }), 0x52fc_abe1_5e08_f914);
+    assert_eq!(checksum(Initialiser::TruncatedNormal { std: 0.02 }), 0xc575_8ba3_d276_f6ca);
+    assert_eq!(checksum(Initialiser::Uniform { low: -0.1, high: 0.3 }), 0x9132_d713_06d7_3b09);
 }

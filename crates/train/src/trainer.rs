@@ -10,7 +10,7 @@ use tenon_data::{Dataset, ElementType, Split, fill_batch};
 use tenon_graph::backend::{Backend, BackendError, NonFinite, Session};
 use tenon_graph::op::Role;
 use tenon_graph::types::{DType, Type};
-use tenon_nn::{Model, RANDOM_KEY, initialise};
+use tenon_nn::{Model, RANDOM_KEY, initialise_into};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Contents, Tensor, TensorSpec};
 use crate::experiment::Train;
@@ -168,12 +168,9 @@ impl<'a> Trainer<'a> {
             }
         }
         for parameter in model.variables() {
-            let values = initialise(parameter, train.seed);
             for name in [parameter.name.clone(), format!("ema.{}", parameter.name)] {
                 if let Some(buffer) = session.input_mut(&name) {
-                    for (bytes, value) in buffer.chunks_exact_mut(4).zip(&values) {
-                        bytes.copy_from_slice(&value.to_le_bytes());
-                    }
+                    initialise_into(parameter, train.seed, buffer);
                 }
             }
         }
