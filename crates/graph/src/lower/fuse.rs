@@ -110,6 +110,8 @@ struct Fuser<'a> {
     roots: Vec<SmallVec<[Strided; 4]>>,
     /// For each node one at or before it, in the same run of nodes that the spans of units connect; at the first, itself.
     runs: Vec<Cell<usize>>,
+    /// The last node of the forward pass, so far, with a kernel of its own.
+    last_forward_kernel: Option<Node>,
 }
 
 /// Partitions a bound graph. With `fuse` false every node is a unit of its own.
@@ -129,6 +131,7 @@ pub fn partition(graph: &Graph, fuse: bool) -> Partition {
         partition: Partition { units: Vec::new(), unit_of: vec![None; graph.node_count()], stored: Vec::new() },
         roots,
         runs: (0..graph.node_count()).map(Cell::new).collect(),
+        last_forward_kernel: None,
     };
     for node in graph.nodes().filter(|n| live[n.index()]) {
         fuser.place(node, &stored, fuse);
@@ -258,10 +261,14 @@ impl Fuser<'_> {
             | Op::Sort(_)
             | Op::Composite(_) => UnitKind::Kernel,
         };
+        if kind == UnitKind::Kernel && data.phase == Phase::Forward {
+            self.last_forward_kernel = Some(node);
+        }
         let mut candidates: Vec<usize> = Vec::new();
         if kind == UnitKind::Fused && fuse {
             let units = self.roots[node.index()].iter().filter_map(|w| self.unit_of_value(w.root));
-            candidates = units.filter(|u| self.partition.units[*u].kind == UnitKind::Fused).collect();
+            candidates =
+                units.filter(|u| self.partition.units[*u].kind == UnitKind::Fused && self.may_join(node, *u)).collect();
             candidates.sort_unstable_by_key(|u| std::cmp::Reverse(self.last(*u)));
             candidates.dedup();
         }
@@ -282,6 +289,15 @@ impl Fuser<'_> {
         for other in candidates.into_iter().filter(|u| *u != home) {
             self.merge(home, other);
         }
+    }
+
+    /// Whether the results of `node` are wanted soon after `unit` runs. What a later phase makes of forward values runs
+    /// in that phase, where it is needed, and not in the forward pass, which would have to store it till then. Behind the
+    /// last kernel of the forward pass there is nothing to wait for.
+    fn may_join(&self, node: Node, unit: usize) -> bool {
+        let forward = |n: &Node| self.graph.node(*n).phase == Phase::Forward;
+        forward(&node)
+            || self.partition.units[unit].nodes.iter().all(|n| !forward(n) || Some(*n) > self.last_forward_kernel)
     }
 
     /// A unit of one node.
