@@ -293,11 +293,14 @@ impl Fuser<'_> {
 
     /// Whether the results of `node` are wanted soon after `unit` runs. What a later phase makes of forward values runs
     /// in that phase, where it is needed, and not in the forward pass, which would have to store it till then. Behind the
-    /// last kernel of the forward pass there is nothing to wait for.
+    /// last kernel of the forward pass there is nothing to wait for. The update waits for the norm of all gradients: in
+    /// one unit with what makes a gradient it would keep new weights and state until the norm is known.
     fn may_join(&self, node: Node, unit: usize) -> bool {
-        let forward = |n: &Node| self.graph.node(*n).phase == Phase::Forward;
-        forward(&node)
-            || self.partition.units[unit].nodes.iter().all(|n| !forward(n) || Some(*n) > self.last_forward_kernel)
+        let phase = |n: Node| self.graph.node(n).phase;
+        let forward = |n: Node| phase(n) == Phase::Forward;
+        let nodes = &self.partition.units[unit].nodes;
+        nodes.iter().all(|n| (phase(*n) == Phase::Update) == (phase(node) == Phase::Update))
+            && (forward(node) || nodes.iter().all(|n| !forward(*n) || Some(*n) > self.last_forward_kernel))
     }
 
     /// A unit of one node.
