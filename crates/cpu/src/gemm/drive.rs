@@ -2,7 +2,7 @@
 
 use super::bf16::{Lowest, widen};
 use super::micro::{Kernels, Lane, ROWS, Tile};
-use super::pack::{A_WIDTH, Pack, Packed, Source, packer};
+use super::pack::{GROUP, Order, Pack, Packed, PackedRows, Source, packer};
 use super::plan::{KBlocks, Plan, RowsOfA};
 use super::{Epilogue, Float, GemmSpec, Layout, Strip};
 use crate::isa::{Cpu, Isa};
@@ -19,24 +19,18 @@ pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *
     let packed = packed_b(cpu.isa(), layout.dtype, k, n);
     let (k_stride, col_stride) = (layout.row_stride, layout.col_stride);
     let source = Source { ptr: b, dtype: layout.dtype, k, k_stride, cols: n, col_stride };
-    // SAFETY: the caller's.
-    unsafe { pack_all(cpu, &packed, source, dst.cast()) }
+    let (pack, panels) = (packer(cpu.isa()), packed.panels());
+    let shared = &Shared((source, dst.cast::<u32>()));
+    cpu.pool.run(panels * packed.k.count(), |task, _| {
+        let (source, dst) = shared.0;
+        // SAFETY: the caller's; each task writes its own panel and exponent, inside `packed.bytes`.
+        unsafe { packed.fill(pack, &source, dst, task / panels, task % panels) };
+    });
 }
 
 /// The layout of a packed B.
 pub(super) fn packed_b(isa: Isa, dtype: Float, k: usize, n: usize) -> Packed {
     Packed::new(isa, dtype, k, n, Kernels::of(isa, Lane::of(dtype, isa)).width())
-}
-
-/// Packs a whole source, each panel of each block of k a task.
-unsafe fn pack_all(cpu: &Cpu, packed: &Packed, source: Source, dst: *mut u32) {
-    let pack = packer(cpu.isa());
-    let shared = &Shared((source, dst));
-    cpu.pool.run(packed.panels() * packed.k.count(), |task, _| {
-        let (source, dst) = shared.0;
-        // SAFETY: the caller's; each task writes its own panel and exponent, inside `packed.bytes`.
-        unsafe { packed.fill(pack, &source, dst, task / packed.panels(), task % packed.panels()) };
-    });
 }
 
 /// The product of nothing: zero, or C as it is.
@@ -70,8 +64,8 @@ struct Job<'a> {
     c: *mut u8,
     scratch: *mut u8,
     epilogue: Option<Epilogue<'a>>,
-    /// The first row of the panels in the shared scratch, and their layout.
-    shared: Option<(usize, Packed)>,
+    /// The first of the rows in the shared scratch, and their layout.
+    shared: Option<(usize, PackedRows)>,
 }
 
 /// See [`super::gemm`]; k is not 0 and the rows of C are contiguous.
@@ -93,13 +87,8 @@ pub(super) unsafe fn run(
     for first in (0..spec.m).step_by(at_once.max(1)) {
         let rows = first..spec.m.min(first + at_once);
         if let RowsOfA::Shared(_) = job.0.plan.a {
-            let packed = Packed::new(cpu.isa(), spec.a.dtype, spec.k, rows.len(), A_WIDTH);
-            // SAFETY: the caller's; the scratch starts with room for these panels.
-            unsafe {
-                let source = job.0.entry([0, 0], 0).a.part(0, spec.k, first, rows.len());
-                pack_all(cpu, &packed, source, scratch.cast());
-            }
-            job.0.shared = Some((first, packed));
+            // SAFETY: the caller's; the scratch starts with room for these rows.
+            job.0.shared = Some((first, unsafe { job.0.pack_rows(cpu, &rows) }));
         }
         let items = job.0.plan.items(spec, rows.len());
         let per_task = job.0.plan.items_per_task;
@@ -140,6 +129,20 @@ impl Job<'_> {
                 }
             }
         }
+    }
+
+    /// Packs rows of A for all workers, each group of each block of k a task.
+    unsafe fn pack_rows(&self, cpu: &Cpu, rows: &Range<usize>) -> PackedRows {
+        let packed = PackedRows::new(self.plan.lane, self.plan.k, rows.len());
+        // SAFETY: the caller's.
+        let source = unsafe { self.entry([0, 0], 0).a.part(0, self.spec.k, rows.start, rows.len()) };
+        let (pack, shared) = (self.pack, &Shared((source, self.scratch.cast::<u32>())));
+        cpu.pool.run(packed.groups() * self.plan.k.count(), |task, _| {
+            let (source, dst) = shared.0;
+            // SAFETY: the caller's; each task writes its own group and exponent, inside `packed.bytes()`.
+            unsafe { packed.fill(pack, &source, dst, task / packed.groups(), task % packed.groups()) };
+        });
+        packed
     }
 
     /// The operands of a batch entry and the scratch of a worker.
@@ -185,28 +188,22 @@ struct Entry<'a> {
 enum Rows {
     /// In place.
     InPlace(Source),
-    /// In panels that start at the given row: their layout, and the block of it.
-    Panels { packed: Packed, lanes: *const u32, first: usize, block: usize },
+    /// Packed, from row `first` on: their layout, and the block of it.
+    Packed { packed: PackedRows, lanes: *const u32, first: usize, block: usize },
 }
 
 impl Rows {
-    /// Pointers to the rows of a tile, the step between their lanes, and their lowest exponent.
-    unsafe fn tile(&self, tile: Range<usize>) -> ([*const u32; ROWS], usize, Lowest) {
+    /// Pointers to the rows of a tile, and their lowest exponent.
+    unsafe fn tile(&self, tile: Range<usize>) -> ([*const u32; ROWS], Lowest) {
         // Pointers beyond the tile's rows repeat its last row.
         let row = |i: usize| (tile.start + i).min(tile.end - 1);
-        // SAFETY: the caller's: the rows lie inside A, or in its panels.
+        // SAFETY: the caller's: the rows lie inside A, or were packed.
         unsafe {
             match self {
-                Rows::InPlace(a) => {
-                    let pointer = |i| a.part(0, a.k, row(i), 1).ptr.cast();
-                    (std::array::from_fn(pointer), 1, Lowest::NONE)
-                }
-                Rows::Panels { packed, lanes, first, block } => {
-                    let panel = (tile.start - first) / packed.panel;
-                    let (at, low) = packed.at(*block, panel);
-                    let start = lanes.add(at);
-                    let pointer = |i| start.add(row(i) - first - panel * packed.panel);
-                    (std::array::from_fn(pointer), packed.panel_width(panel), Lowest(*lanes.add(low)))
+                Rows::InPlace(a) => (std::array::from_fn(|i| a.part(0, a.k, row(i), 1).ptr.cast()), Lowest::NONE),
+                Rows::Packed { packed, lanes, first, block } => {
+                    let low = packed.low(*block, (tile.start - first) / GROUP);
+                    (std::array::from_fn(|i| lanes.add(packed.at(*block, row(i) - first))), Lowest(*lanes.add(low)))
                 }
             }
         }
@@ -216,24 +213,23 @@ impl Rows {
 impl Entry<'_> {
     /// The rows of A for one block of k, packed now if it is this worker's turn.
     unsafe fn rows_of_a(&self, block: usize, rows: &Range<usize>) -> Rows {
-        let Job { plan, spec, pack, packed, .. } = self.job;
+        let Job { plan, spec, pack, .. } = self.job;
         let (first, len) = plan.k.get(block);
-        // SAFETY: the part lies inside A; the scratch holds the panels of a row chunk.
+        // SAFETY: the part lies inside A; the scratch holds the rows of a chunk.
         unsafe {
             if let Some((first, packed)) = self.job.shared {
-                return Rows::Panels { packed, lanes: self.job.scratch.cast(), first, block };
+                return Rows::Packed { packed, lanes: self.job.scratch.cast(), first, block };
             }
             if plan.a == RowsOfA::InPlace {
                 return Rows::InPlace(self.a.part(first, len, 0, spec.m));
             }
-            let k = KBlocks { k: len, block: len };
-            let packed = Packed { k, cols: rows.len(), panel: A_WIDTH, ..*packed };
+            let packed = PackedRows::new(plan.lane, KBlocks::new(plan.lane, len), rows.len());
             let lanes = self.scratch.add(plan.scratch.a).cast::<u32>();
             let source = self.a.part(first, len, rows.start, rows.len());
-            for panel in 0..packed.panels() {
-                packed.fill(*pack, &source, lanes, 0, panel);
+            for group in 0..packed.groups() {
+                packed.fill(*pack, &source, lanes, 0, group);
             }
-            Rows::Panels { packed, lanes, first: rows.start, block: 0 }
+            Rows::Packed { packed, lanes, first: rows.start, block: 0 }
         }
     }
 
@@ -250,7 +246,8 @@ impl Entry<'_> {
             let (first, len) = plan.k.get(block);
             let part = self.b.part(first, len, cols.start, cols.len());
             let dst = self.scratch.cast::<u32>();
-            let low = pack(&part, plan.lane, dst, packed.panel_width(cols.start / packed.panel));
+            let width = packed.panel_width(cols.start / packed.panel);
+            let low = pack(&part, plan.lane, dst, Order::Panel { width });
             (dst, low)
         }
     }
@@ -279,7 +276,7 @@ impl Entry<'_> {
             }
             for first in rows.clone().step_by(ROWS) {
                 let count = ROWS.min(rows.end - first);
-                let (a_rows, a_step, a_low) = a.tile(first..first + count);
+                let (a_rows, a_low) = a.tile(first..first + count);
                 let (init, init_stride) =
                     if plan.sums { (sums(first), plan.cols) } else { (c(first).cast::<f32>(), spec.c.row_stride) };
                 let (out, out_stride) = match (spec.c.dtype, ends) {
@@ -289,7 +286,6 @@ impl Entry<'_> {
                 };
                 let tile = Tile {
                     a: a_rows.as_ptr(),
-                    a_step,
                     segments: 1,
                     lanes,
                     b,

@@ -57,8 +57,6 @@ impl Lane {
 pub(crate) struct Tile {
     /// Row pointers `[segments][rows]`.
     pub a: *const *const u32,
-    /// From one lane of a row to the next, in lanes.
-    pub a_step: usize,
     /// Sets of row pointers.
     pub segments: usize,
     /// Lanes of one segment.
@@ -222,19 +220,17 @@ unsafe fn tile<S: Simd, const R: usize, const NV: usize>(t: &Tile) {
             for (i, a) in a.iter_mut().enumerate() {
                 *a = *t.a.add(segment * R + i);
             }
-            let mut at = 0;
-            for _ in 0..t.lanes {
+            for lane in 0..t.lanes {
                 let mut bs = [S::zero(); NV];
                 for (j, bj) in bs.iter_mut().enumerate() {
                     *bj = S::load(b.add(j * S::LANES));
                 }
                 for i in 0..R {
-                    let ai = S::splat(a[i].add(at));
+                    let ai = S::splat(a[i].add(lane));
                     for j in 0..NV {
                         sums[i][j] = S::step(sums[i][j], ai, bs[j]);
                     }
                 }
-                at += t.a_step;
                 b = b.add(NV * S::LANES);
             }
         }
@@ -290,7 +286,7 @@ unsafe fn flushing(t: &Tile, rows: usize, width: usize) {
             for segment in 0..t.segments {
                 let a = *t.a.add(segment * rows + i);
                 for lane in 0..t.lanes {
-                    let a = f32::from_bits(a.add(lane * t.a_step).read_unaligned());
+                    let a = f32::from_bits(a.add(lane).read_unaligned());
                     let b = t.b.add((segment * t.lanes + lane) * width).cast::<f32>();
                     for (j, sum) in sums.iter_mut().enumerate() {
                         *sum = fma_flushing(a, *b.add(j), *sum);

@@ -1,8 +1,7 @@
 //! Packing: operands copied into the order in which the micro-kernel reads them.
 //!
-//! A panel is `[lane][width]`: `width` columns of B (or rows of A) side by side for each lane of k, zero beyond the
-//! operand's edge. B always goes through panels. A is read in place where its rows hold lanes already; otherwise its
-//! rows go through panels of [`A_WIDTH`], from which the micro-kernel reads a tile's rows at that step.
+//! B goes through panels `[lane][width]`: `width` columns side by side for each lane of k, zero beyond the operand's
+//! edge. A is read in place where its rows hold lanes already; otherwise its rows are packed as `[row][lane]`.
 
 use super::Float;
 use super::bf16::{Lowest, widen_flushed};
@@ -10,9 +9,10 @@ use super::micro::{Kernels, Lane, ROWS};
 use super::plan::{ALIGN, KBlocks};
 use super::simd::fetch;
 use crate::isa::Isa;
+use std::ops::Range;
 
-/// Rows of A in a panel: whole tiles, and whole cache lines of f32.
-pub(crate) const A_WIDTH: usize = 8 * ROWS;
+/// Rows of A that are packed at a time: whole tiles, and whole cache lines of f32.
+pub(crate) const GROUP: usize = 8 * ROWS;
 /// How many rows of k ahead packing asks for.
 const AHEAD: usize = 12;
 
@@ -82,6 +82,27 @@ impl Source {
         }
     }
 
+    /// Asks for the elements of a column some way behind `lane`; they are next to each other in memory.
+    #[inline(always)]
+    fn fetch_along_k(&self, kind: Lane, lane: usize, col: usize) {
+        /// In bytes.
+        const AHEAD: usize = 256;
+        let lane_bytes = if kind == Lane::Widened { 2 } else { 4 };
+        fetch(self.ptr.wrapping_add(col * self.col_stride * self.dtype.bytes() + lane * lane_bytes + AHEAD));
+    }
+
+    /// As [`Source::fetch`], for what one lane is made of.
+    #[inline(always)]
+    fn fetch_lane(&self, kind: Lane, lane: usize) {
+        match kind {
+            Lane::F32 | Lane::Widened => self.fetch(lane),
+            Lane::Pair => {
+                self.fetch(2 * lane);
+                self.fetch(2 * lane + 1);
+            }
+        }
+    }
+
     /// Lanes that need no element beyond k.
     fn whole_lanes(&self, kind: Lane) -> usize {
         match kind {
@@ -92,20 +113,29 @@ impl Source {
     }
 }
 
-/// Packs a panel `[lanes][width]` and returns its lowest exponent if the lanes are widened.
+/// How packed lanes lie in memory.
+#[derive(Clone, Copy)]
+pub(crate) enum Order {
+    /// `[lane][width]`, columns beyond the source's zero; the width is a multiple of the instruction set's vector.
+    Panel { width: usize },
+    /// `[column][stride]`, lanes beyond the source's not written.
+    Rows { stride: usize },
+}
+
+/// Packs a source and returns its lowest exponent if the lanes are widened.
 ///
-/// Safety: the instruction set is supported; the source is valid, `dst` holds `lanes * width` lanes, and `width` is at
-/// least `source.cols` and a multiple of the instruction set's vector.
-pub(crate) type Pack = unsafe fn(&Source, Lane, *mut u32, usize) -> Lowest;
+/// Safety: the instruction set is supported; the source is valid, and so is the destination for lanes and columns in
+/// that order.
+pub(crate) type Pack = unsafe fn(&Source, Lane, *mut u32, Order) -> Lowest;
 
 /// The packing function of `isa`.
 pub(crate) fn packer(isa: Isa) -> Pack {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => x86::panel_avx512,
+        Isa::Avx512 | Isa::Avx512Bf16 => x86::pack_avx512,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => x86::panel_avx2,
-        _ => panel::<8, [u32; 8]>,
+        Isa::Avx2 => x86::pack_avx2,
+        _ => pack::<8, [u32; 8]>,
     }
 }
 
@@ -166,8 +196,65 @@ impl Packed {
         // SAFETY: the caller's; the part lies inside the source.
         unsafe {
             let part = source.part(first, len, panel * self.panel, self.panel_cols(panel));
-            let lowest = pack(&part, self.lane, dst.add(at), self.panel_width(panel));
+            let lowest = pack(&part, self.lane, dst.add(at), Order::Panel { width: self.panel_width(panel) });
             dst.add(low).write(lowest.0);
+        }
+    }
+}
+
+/// The layout of packed rows of A: for each block of k `[row][lane]`, then the lowest exponent of every [`GROUP`] of
+/// rows in every block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedRows {
+    lane: Lane,
+    k: KBlocks,
+    rows: usize,
+}
+
+impl PackedRows {
+    pub(crate) fn new(lane: Lane, k: KBlocks, rows: usize) -> PackedRows {
+        PackedRows { lane, k, rows }
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.rows.div_ceil(GROUP)
+    }
+
+    /// From one row to the next, in lanes: an odd number of cache lines, or else the rows of a tile would meet in few
+    /// sets of the cache.
+    fn stride(&self) -> usize {
+        self.lane.count(self.k.block.min(self.k.k)).next_multiple_of(16) | 16
+    }
+
+    /// In all, a multiple of [`ALIGN`].
+    pub(crate) fn bytes(&self) -> usize {
+        let exponents = self.k.count() * self.groups();
+        (4 * (self.k.count() * self.rows * self.stride() + exponents)).next_multiple_of(ALIGN)
+    }
+
+    /// Where a row of a block starts, in lanes.
+    pub(crate) fn at(&self, block: usize, row: usize) -> usize {
+        (block * self.rows + row) * self.stride()
+    }
+
+    /// Where the lowest exponent of a group is, in lanes.
+    pub(crate) fn low(&self, block: usize, group: usize) -> usize {
+        self.at(self.k.count(), 0) + block * self.groups() + group
+    }
+
+    /// Packs one group of a block; the columns of `source` are the rows.
+    ///
+    /// # Safety
+    /// As [`Pack`]; the source has `k` by `rows` elements, and `dst` is valid for `bytes`.
+    pub(crate) unsafe fn fill(&self, pack: Pack, source: &Source, dst: *mut u32, block: usize, group: usize) {
+        let (first, len) = self.k.get(block);
+        let row = group * GROUP;
+        // SAFETY: the caller's; the part lies inside the source.
+        unsafe {
+            let part = source.part(first, len, row, GROUP.min(self.rows - row));
+            let order = Order::Rows { stride: self.stride() };
+            let lowest = pack(&part, self.lane, dst.add(self.at(block, row)), order);
+            dst.add(self.low(block, group)).write(lowest.0);
         }
     }
 }
@@ -200,49 +287,154 @@ impl Square<8> for [u32; 8] {
 
 /// The kind of lane as a constant in each arm: the loops are compiled for it.
 #[inline(always)]
-unsafe fn panel<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
+unsafe fn pack<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {
     // SAFETY: the caller's.
     unsafe {
         match kind {
-            Lane::F32 => panel_of::<N, V>(src, Lane::F32, dst, width),
-            Lane::Pair => panel_of::<N, V>(src, Lane::Pair, dst, width),
-            Lane::Widened => panel_of::<N, V>(src, Lane::Widened, dst, width),
+            Lane::F32 => pack_of::<N, V>(src, Lane::F32, dst, order),
+            Lane::Pair => pack_of::<N, V>(src, Lane::Pair, dst, order),
+            Lane::Widened => pack_of::<N, V>(src, Lane::Widened, dst, order),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn panel_of<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
+unsafe fn pack_of<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {
+    let (lanes, cols) = (0..kind.count(src.k), 0..src.cols);
     // SAFETY: the caller's; see [`Pack`].
     unsafe {
-        if src.cols < width {
-            std::ptr::write_bytes(dst, 0, kind.count(src.k) * width);
-        }
-        if src.k_stride == 1 {
-            panel_transposed::<N, V>(src, kind, dst, width)
-        } else if src.col_stride == 1 {
-            panel_contiguous::<N, V>(src, kind, dst, width)
-        } else {
-            panel_part(src, kind, dst, width, 0)
+        match order {
+            Order::Panel { width } => {
+                if src.cols < width {
+                    std::ptr::write_bytes(dst, 0, lanes.len() * width);
+                }
+                if src.k_stride == 1 {
+                    panel_transposed::<N, V>(src, kind, dst, width)
+                } else if src.col_stride == 1 {
+                    panel_contiguous::<N, V>(src, kind, dst, width)
+                } else {
+                    one_by_one(src, kind, dst, [width, 1], lanes, cols)
+                }
+            }
+            Order::Rows { stride } => {
+                if src.k_stride == 1 {
+                    rows_contiguous::<N, V>(src, kind, dst, stride)
+                } else if src.col_stride == 1 {
+                    rows_transposed::<N, V>(src, kind, dst, stride)
+                } else {
+                    one_by_one(src, kind, dst, [1, stride], lanes, cols)
+                }
+            }
         }
     }
 }
 
-/// The lanes from `first` on, one by one, for any strides.
+/// Some lanes of some columns, for any strides; `steps` are the destination's from lane to lane and column to column.
 #[inline(always)]
-unsafe fn panel_part(src: &Source, kind: Lane, dst: *mut u32, width: usize, first: usize) -> Lowest {
+unsafe fn one_by_one(
+    src: &Source,
+    kind: Lane,
+    dst: *mut u32,
+    steps: [usize; 2],
+    lanes: Range<usize>,
+    cols: Range<usize>,
+) -> Lowest {
     let mut low = Lowest::NONE;
-    for lane in first..kind.count(src.k) {
-        for col in 0..src.cols {
+    for lane in lanes {
+        for col in cols.clone() {
             // SAFETY: the caller's.
             unsafe {
                 let bits = src.lane(kind, lane, col);
                 low = low.with(bits);
-                *dst.add(lane * width + col) = bits;
+                *dst.add(lane * steps[0] + col * steps[1]) = bits;
             }
         }
     }
     low
+}
+
+/// Rows next to each other in memory, lane by lane: squares of N lanes by N rows are transposed in registers.
+#[inline(always)]
+unsafe fn rows_transposed<const N: usize, V: Square<N>>(
+    src: &Source,
+    kind: Lane,
+    dst: *mut u32,
+    stride: usize,
+) -> Lowest {
+    // SAFETY: the caller's; the squares need no element beyond k.
+    unsafe {
+        let (whole, square) = (src.whole_lanes(kind) / N * N, src.cols / N * N);
+        let mut low = [Lowest::NONE; N];
+        for lane in (0..whole).step_by(N) {
+            for l in lane..lane + N {
+                src.fetch_lane(kind, l);
+            }
+            for col in (0..square).step_by(N) {
+                let mut vectors: [V; N] = std::array::from_fn(|l| {
+                    let lanes: [u32; N] = neighbours(src, kind, lane + l, col);
+                    if kind == Lane::Widened {
+                        for (low, bits) in low.iter_mut().zip(lanes) {
+                            *low = low.with(bits);
+                        }
+                    }
+                    V::new(lanes)
+                });
+                V::transpose(&mut vectors);
+                for (c, vector) in vectors.into_iter().enumerate() {
+                    vector.store(dst.add((col + c) * stride + lane));
+                }
+            }
+        }
+        let lanes = kind.count(src.k);
+        let right = one_by_one(src, kind, dst, [1, stride], 0..whole, square..src.cols);
+        let below = one_by_one(src, kind, dst, [1, stride], whole..lanes, 0..src.cols);
+        low.into_iter().fold(right.and(below), Lowest::and)
+    }
+}
+
+/// Rows with k next to each other in memory: whole vectors are copied or converted.
+#[inline(always)]
+unsafe fn rows_contiguous<const N: usize, V: Square<N>>(
+    src: &Source,
+    kind: Lane,
+    dst: *mut u32,
+    stride: usize,
+) -> Lowest {
+    // SAFETY: the caller's; the vectors need no element beyond k.
+    unsafe {
+        let whole = src.whole_lanes(kind) / N * N;
+        let mut low = [Lowest::NONE; N];
+        for col in 0..src.cols {
+            for lane in (0..whole).step_by(N) {
+                let lanes: [u32; N] = along_k(src, kind, lane, col);
+                if kind == Lane::Widened {
+                    for (low, bits) in low.iter_mut().zip(lanes) {
+                        *low = low.with(bits);
+                    }
+                }
+                V::new(lanes).store(dst.add(col * stride + lane));
+            }
+        }
+        let rest = one_by_one(src, kind, dst, [1, stride], whole..kind.count(src.k), 0..src.cols);
+        low.into_iter().fold(rest, Lowest::and)
+    }
+}
+
+/// `N` lanes of a column, from `lane` on, with k next to each other in memory.
+#[inline(always)]
+unsafe fn along_k<const N: usize>(src: &Source, kind: Lane, lane: usize, col: usize) -> [u32; N] {
+    let at = col * src.col_stride;
+    // SAFETY: the caller's: the lanes need no element beyond k, and the column lies inside.
+    unsafe {
+        match kind {
+            Lane::F32 => src.ptr.cast::<u32>().add(at + lane).cast::<[u32; N]>().read_unaligned(),
+            Lane::Pair => src.ptr.cast::<u16>().add(at + 2 * lane).cast::<[u32; N]>().read_unaligned(),
+            Lane::Widened => {
+                let halves = src.ptr.cast::<u16>().add(at + lane).cast::<[u16; N]>().read_unaligned();
+                std::array::from_fn(|l| widen_flushed(halves[l ^ 1]))
+            }
+        }
+    }
 }
 
 /// Columns next to each other in memory: whole vectors are copied or converted.
@@ -260,13 +452,7 @@ unsafe fn panel_contiguous<const N: usize, V: Square<N>>(
         let mut rest = Lowest::NONE;
         for lane in 0..whole {
             let dst = dst.add(lane * width);
-            match kind {
-                Lane::F32 | Lane::Widened => src.fetch(lane),
-                Lane::Pair => {
-                    src.fetch(2 * lane);
-                    src.fetch(2 * lane + 1);
-                }
-            }
+            src.fetch_lane(kind, lane);
             for col in (0..vectors).step_by(N) {
                 let lanes: [u32; N] = neighbours(src, kind, lane, col);
                 if kind == Lane::Widened {
@@ -282,7 +468,7 @@ unsafe fn panel_contiguous<const N: usize, V: Square<N>>(
                 *dst.add(col) = bits;
             }
         }
-        rest = rest.and(panel_part(src, kind, dst, width, whole));
+        rest = rest.and(one_by_one(src, kind, dst, [width, 1], whole..kind.count(src.k), 0..src.cols));
         low.into_iter().fold(rest, Lowest::and)
     }
 }
@@ -316,59 +502,27 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
     unsafe {
         let whole = src.whole_lanes(kind) / N * N;
         let mut low = [Lowest::NONE; N];
-        match kind {
-            Lane::F32 | Lane::Pair => {
-                squares(src, 4, whole, dst, width, |from| V::new(from.cast::<[u32; N]>().read_unaligned()));
-            }
-            Lane::Widened => squares(src, 2, whole, dst, width, |from| {
-                let lanes = from.cast::<[u16; N]>().read_unaligned();
-                let lanes: [u32; N] = std::array::from_fn(|l| widen_flushed(lanes[l ^ 1]));
-                for (low, bits) in low.iter_mut().zip(lanes) {
-                    *low = low.with(bits);
+        for col in (0..src.cols).step_by(N) {
+            for lane in (0..whole).step_by(N) {
+                let mut vectors = [V::new([0; N]); N];
+                for (c, vector) in vectors.iter_mut().enumerate().take(src.cols - col) {
+                    src.fetch_along_k(kind, lane, col + c);
+                    let lanes: [u32; N] = along_k(src, kind, lane, col + c);
+                    if kind == Lane::Widened {
+                        for (low, bits) in low.iter_mut().zip(lanes) {
+                            *low = low.with(bits);
+                        }
+                    }
+                    *vector = V::new(lanes);
                 }
-                V::new(lanes)
-            }),
+                V::transpose(&mut vectors);
+                for (l, vector) in vectors.into_iter().enumerate() {
+                    vector.store(dst.add((lane + l) * width + col));
+                }
+            }
         }
-        let rest = panel_part(src, kind, dst, width, whole);
+        let rest = one_by_one(src, kind, dst, [width, 1], whole..kind.count(src.k), 0..src.cols);
         low.into_iter().fold(rest, Lowest::and)
-    }
-}
-
-/// The squares of the first `whole` lanes; a lane has `lane_bytes` in memory, and `load` reads N of them.
-#[inline(always)]
-unsafe fn squares<const N: usize, V: Square<N>>(
-    src: &Source,
-    lane_bytes: usize,
-    whole: usize,
-    dst: *mut u32,
-    width: usize,
-    mut load: impl FnMut(*const u8) -> V,
-) {
-    /// How far ahead each column is asked for, in bytes.
-    const AHEAD: usize = 256;
-    let step = src.col_stride * src.dtype.bytes();
-    for col in (0..src.cols).step_by(N) {
-        for lane in (0..whole).step_by(N) {
-            let mut rows = [V::new([0; N]); N];
-            // SAFETY: the caller's.
-            unsafe {
-                let from = src.ptr.add(col * step + lane * lane_bytes);
-                if src.cols - col >= N {
-                    for (i, row) in rows.iter_mut().enumerate() {
-                        fetch(from.wrapping_add(i * step + AHEAD));
-                        *row = load(from.add(i * step));
-                    }
-                } else {
-                    for (i, row) in rows.iter_mut().enumerate().take(src.cols - col) {
-                        *row = load(from.add(i * step));
-                    }
-                }
-                V::transpose(&mut rows);
-                for (l, row) in rows.into_iter().enumerate() {
-                    row.store(dst.add((lane + l) * width + col));
-                }
-            }
-        }
     }
 }
 
@@ -376,7 +530,7 @@ unsafe fn squares<const N: usize, V: Square<N>>(
 mod x86 {
     //! x86-64. SAFETY of every block below: the caller vouches for the instruction set and the pointers; see
     //! [`super::Pack`].
-    use super::{Lane, Lowest, Source, Square, panel};
+    use super::{Lane, Lowest, Order, Source, Square, pack};
     use std::arch::x86_64::*;
 
     impl Square<8> for __m256i {
@@ -464,14 +618,14 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn panel_avx2(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
+    pub(super) unsafe fn pack_avx2(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {
         // SAFETY: the module's argument.
-        unsafe { panel::<8, __m256i>(src, kind, dst, width) }
+        unsafe { pack::<8, __m256i>(src, kind, dst, order) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn panel_avx512(src: &Source, kind: Lane, dst: *mut u32, width: usize) -> Lowest {
+    pub(super) unsafe fn pack_avx512(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {
         // SAFETY: the module's argument.
-        unsafe { panel::<16, __m512i>(src, kind, dst, width) }
+        unsafe { pack::<16, __m512i>(src, kind, dst, order) }
     }
 }

@@ -7,7 +7,7 @@
 //! as many rows as a bounded scratch holds; in a batch, or with a very long k, each worker packs those of its item.
 
 use super::micro::{Kernels, Lane};
-use super::pack::{A_WIDTH, Packed};
+use super::pack::{GROUP, PackedRows};
 use super::{Float, GemmSpec};
 use crate::isa::Isa;
 
@@ -49,7 +49,7 @@ pub(crate) struct Plan {
     pub lane: Lane,
     pub a: RowsOfA,
     pub k: KBlocks,
-    /// Rows of a chunk, a multiple of [`A_WIDTH`].
+    /// Rows of a chunk, a multiple of [`GROUP`].
     pub rows: usize,
     /// Columns of a chunk, a multiple of every panel's.
     pub cols: usize,
@@ -114,12 +114,12 @@ impl Plan {
         let fits = SHARED_BYTES / (4 * lane.count(spec.k)).max(1);
         let own = !in_place && (batch != 1 || spec.n <= NARROW || fits < LEAST_ROWS.min(spec.m));
         let (tallest, wide) = if own { (CHUNK_ROWS / 2, WIDE) } else { (CHUNK_ROWS, NARROW) };
-        let tallest = if in_place || own { tallest } else { (tallest.min(fits) / A_WIDTH * A_WIDTH).max(A_WIDTH) };
+        let tallest = if in_place || own { tallest } else { (tallest.min(fits) / GROUP * GROUP).max(GROUP) };
         let (mut row_chunks, mut col_chunks) = (spec.m.div_ceil(tallest), spec.n.div_ceil(wide));
         let wanted = |others: usize| ITEMS.div_ceil((batch * others).max(1));
         row_chunks = row_chunks.max(wanted(col_chunks).min(spec.m / LEAST_ROWS));
         col_chunks = col_chunks.max(wanted(row_chunks).min(spec.n / LEAST_COLS));
-        let rows = spec.m.div_ceil(row_chunks.max(1)).next_multiple_of(A_WIDTH).max(A_WIDTH);
+        let rows = spec.m.div_ceil(row_chunks.max(1)).next_multiple_of(GROUP).max(GROUP);
         let cols = spec.n.div_ceil(col_chunks.max(1)).next_multiple_of(NARROW).max(NARROW);
         let work = rows.min(spec.m) * cols.min(spec.n) * spec.k;
         let a = match (in_place, own) {
@@ -138,13 +138,13 @@ impl Plan {
         };
         let kernels = Kernels::of(isa, lane);
         part(if spec.packed_b { 0 } else { 4 * lanes * kernels.panel_width(cols.min(spec.n).max(1)) });
-        let panels = |rows: usize, k: usize| Packed::new(isa, spec.a.dtype, k, rows.min(spec.m), A_WIDTH).bytes;
+        let packed = |rows: usize, k: KBlocks| PackedRows::new(lane, k, rows.min(spec.m)).bytes();
         let scratch = Scratch {
-            a: part(if a == RowsOfA::Own { panels(rows, k.block.min(spec.k)) } else { 0 }),
+            a: part(if a == RowsOfA::Own { packed(rows, KBlocks::new(lane, k.block.min(spec.k))) } else { 0 }),
             sums: part(if sums { 4 * rows.min(spec.m) * cols } else { 0 }),
             bytes: 0,
         };
-        let shared_bytes = if let RowsOfA::Shared(rows) = a { panels(rows, spec.k) } else { 0 };
+        let shared_bytes = if let RowsOfA::Shared(rows) = a { packed(rows, k) } else { 0 };
         Plan {
             lane,
             a,
