@@ -37,7 +37,7 @@ impl Case {
         let g = rng.pick(&[1, 1, 2, 3]);
         let sizes = Sizes {
             b: rng.pick(&[1, 1, 2, 3]),
-            t: rng.pick(&[1, 1, 2, 7, 16, 63, 64, 65, 130]),
+            t: rng.pick(&[1, 1, 2, 7, 16, 63, 64, 65, 130, 300]),
             h: g * rng.pick(&[1, 1, 2, 3]),
             s: rng.pick(&[1, 2, 7, 63, 64, 65, 130, 300]),
             g,
@@ -135,8 +135,13 @@ fn forward_is_softmax_of_scores_times_values_on_every_instruction_set() {
 #[test]
 fn gradients_are_those_of_the_definition_on_every_instruction_set() {
     let mut rng = Rng(2);
-    for _ in 0..30 {
-        let case = Case::random(&mut rng);
+    for round in 0..30 {
+        let mut case = Case::random(&mut rng);
+        if round % 5 == 0 {
+            // So few heads with so many queries that these are cut into parts.
+            let sizes = Sizes { b: 1, t: 300, h: 3, s: 130, g: 1, d: rng.pick(&[3, 16]) };
+            case = Case::new(&mut rng, sizes, case.spec, case.mask.is_some(), case.dtype);
+        }
         let Sizes { b, t, h, s, g, d } = case.sizes;
         let (out, lse) = case.forward(&mut rng);
         let dout = Value::random(&mut rng, case.dtype, &[b, t, h, d], 1);

@@ -1,9 +1,7 @@
 //! Streaming scaled dot-product attention and its gradient, with grouped heads; the score matrix is never stored.
 //!
-//! The method is that of Dao 2023 (FlashAttention-2). A task is a tile of queries of one head, or for the gradients of
-//! keys and values a tile of keys. Tiles are read in place where they are rows of whole `f32` vectors and copied to
-//! scratch as such where not. Forward works on transposed scores `[key][query]`: queries are the lanes, and maximum and
-//! sum over the keys are plain vector operations in ascending key order.
+//! The method is that of Dao 2023 (FlashAttention-2). Scores are worked on transposed, `[key][query]`: queries are the
+//! lanes, and maximum and sum over the keys are plain vector operations in ascending key order.
 
 mod backward;
 mod decode;
