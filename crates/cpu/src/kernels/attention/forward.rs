@@ -114,11 +114,11 @@ impl Task for Tile<'_> {
             }
             for from in (start..end).step_by(KEYS) {
                 let keys = (end - from).min(KEYS);
-                let key = Rows::of(&self.operands.key, batch, from, key_head).in_place_or_copy::<V>(keys, key);
-                let value = Rows::of(&self.operands.value, batch, from, key_head).in_place_or_copy::<V>(keys, value);
+                Rows::of(&self.operands.key, batch, from, key_head).copy::<V>(keys, 1.0, key);
+                Rows::of(&self.operands.value, batch, from, key_head).copy::<V>(keys, 1.0, value);
                 Product {
-                    a: key.0,
-                    a_row: key.1,
+                    a: key,
+                    a_row: padded,
                     a_column: 1,
                     b: query,
                     b_row: width,
@@ -145,8 +145,8 @@ impl Task for Tile<'_> {
                     a: scores,
                     a_row: 1,
                     a_column: width,
-                    b: value.0,
-                    b_row: value.1,
+                    b: value,
+                    b_row: padded,
                     c: sums,
                     c_row: padded,
                     m: queries,

@@ -61,21 +61,6 @@ impl Rows {
         }
     }
 
-    /// The first of the rows as `f32` of whole vectors, and their stride: in place if that is what they are, else copied
-    /// to `to` as by [`Rows::copy`] with scale 1.
-    ///
-    /// # Safety
-    /// As [`Rows::copy`].
-    #[inline(always)]
-    pub(super) unsafe fn in_place_or_copy<V: Lanes>(&self, n: usize, to: *mut f32) -> (*const f32, usize) {
-        if self.is_f32() && self.d.is_multiple_of(LANES) {
-            return (self.ptr.cast(), self.stride);
-        }
-        // SAFETY: as the caller says.
-        unsafe { self.copy::<V>(n, 1.0, to) };
-        (to, self.d.next_multiple_of(LANES))
-    }
-
     /// Copies `n` rows times `scale` transposed to `to`, as `[d][width]` with zeros beyond `n`; `width` is a multiple
     /// of 16.
     ///
