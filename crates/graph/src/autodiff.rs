@@ -1,11 +1,13 @@
 //! Gradients by reverse accumulation, as nodes of the same graph.
 //!
 //! New nodes belong to [`Phase::Backward`] and to the site of the forward node whose gradient they carry on. Several
-//! gradients of one value are added in the order in which they appear, the value's last user first.
+//! gradients of one value are added in the order in which they appear, the value's last user first; those of slices that
+//! make up the value are concatenated instead.
 
 use smallvec::SmallVec;
 
 use crate::composite::{Backprop, CompositeGradient};
+use crate::dim::Dim;
 use crate::elementwise::{Binary, BinaryGradient, Unary, UnaryGradient};
 use crate::graph::{Graph, Node, NodeData, Phase, Value};
 use crate::op::{Conv, Direction, Dot, Gather, Op, Pool, PoolOp, Reduce, ReduceOp, Role, Scatter, Source, View};
@@ -54,8 +56,16 @@ struct Backward<'g> {
     b: &'g Builder,
     /// By value: whether it is a float that depends on a value whose gradient is wanted.
     wanted: Vec<bool>,
-    /// By value: the sum of the gradients found so far.
-    found: Vec<Option<Tensor<'g>>>,
+    /// By value: the gradients found so far.
+    found: Vec<Option<Gradient<'g>>>,
+}
+
+/// The gradients of a value found so far.
+enum Gradient<'g> {
+    /// Their sum.
+    Sum(Tensor<'g>),
+    /// Those of slices along one axis, with the places where they start.
+    Slices(usize, Vec<(Dim, Tensor<'g>)>),
 }
 
 impl<'g> Backward<'g> {
@@ -83,27 +93,52 @@ impl<'g> Backward<'g> {
         }
     }
 
-    fn gradient(&self, value: Value) -> Option<Tensor<'g>> {
-        self.found.get(value.index()).copied().flatten()
+    /// The gradient of a value all of whose users are done.
+    fn gradient(&mut self, value: Value) -> Option<Tensor<'g>> {
+        let found = self.found.get_mut(value.index())?.take()?;
+        let sum = match found {
+            Gradient::Sum(sum) => sum,
+            Gradient::Slices(axis, slices) => joined(self.b.tensor(value).shape(), axis, slices),
+        };
+        self.found[value.index()] = Some(Gradient::Sum(sum));
+        Some(sum)
+    }
+
+    /// The place for the gradients of a value.
+    fn place(&mut self, value: Value) -> &mut Option<Gradient<'g>> {
+        if self.found.len() <= value.index() {
+            self.found.resize_with(value.index() + 1, || None);
+        }
+        &mut self.found[value.index()]
     }
 
     fn add(&mut self, value: Value, gradient: Tensor<'g>) {
-        if self.found.len() <= value.index() {
-            self.found.resize(value.index() + 1, None);
+        let so_far = self.gradient(value);
+        *self.place(value) = Some(Gradient::Sum(so_far.map_or(gradient, |so_far| so_far + gradient)));
+    }
+
+    /// Adds the gradient of the slice of `value` that starts at `start` on an axis.
+    fn add_slice(&mut self, value: Value, axis: usize, start: Dim, gradient: Tensor<'g>) {
+        match self.place(value) {
+            Some(Gradient::Slices(other, slices)) if *other == axis => slices.push((start, gradient)),
+            place @ None => *place = Some(Gradient::Slices(axis, vec![(start, gradient)])),
+            Some(_) => {
+                let whole = self.b.tensor(value).shape()[axis];
+                self.add(value, gradient.pad(axis as isize, start, whole, 1));
+            }
         }
-        let sum = &mut self.found[value.index()];
-        *sum = Some(sum.map_or(gradient, |so_far| so_far + gradient));
     }
 
     /// Carries gradients through the nodes of this range, the last first.
     fn walk(&mut self, first: usize, end: usize) {
         for index in (first..end).rev() {
             let data = self.b.graph().node(Node::new(index)).clone();
-            let gradients: SmallVec<[_; 2]> = data.outputs().map(|v| self.gradient(v)).collect();
-            let reached = gradients.iter().any(Option::is_some);
-            if reached && data.inputs.iter().any(|v| self.wanted[v.index()]) {
+            if data.inputs.iter().any(|v| self.wanted[v.index()]) {
                 self.b.set_site_id(data.site);
-                self.node(&data, &gradients);
+                let gradients: SmallVec<[_; 2]> = data.outputs().map(|v| self.gradient(v)).collect();
+                if gradients.iter().any(Option::is_some) {
+                    self.node(&data, &gradients);
+                }
             }
         }
     }
@@ -132,6 +167,8 @@ impl<'g> Backward<'g> {
                     self.walk(first, end);
                 }
             }
+        } else if let Op::View(View::Slice { axis, start, step: 1, .. }) = &data.op {
+            self.add_slice(data.inputs[0], *axis, *start, gradients[0].expect("its only output has one"));
         } else if let Some(dy) = gradients[0] {
             let wanted: SmallVec<[bool; 4]> = data.inputs.iter().map(|v| self.wanted[v.index()]).collect();
             let found = primitive(&data.op, &Known { inputs: &inputs, y: outputs[0], dy, wanted: &wanted });
@@ -148,6 +185,25 @@ impl<'g> Backward<'g> {
             }
         }
     }
+}
+
+/// The gradient of a value from those of its slices: their concatenation where each starts where another ends.
+fn joined<'g>(shape: Shape, axis: usize, slices: Vec<(Dim, Tensor<'g>)>) -> Tensor<'g> {
+    let mut sorted = slices.clone();
+    sorted.sort_by_key(|(start, _)| start.as_const());
+    let end =
+        sorted.iter().try_fold(
+            Dim::constant(0),
+            |end, (start, slice)| {
+                if *start == end { end.plus(slice.shape()[axis]) } else { None }
+            },
+        );
+    if end == Some(shape[axis]) {
+        let parts: Vec<Tensor<'g>> = sorted.into_iter().map(|(_, slice)| slice).collect();
+        return parts[0].builder().concat(&parts, axis as isize);
+    }
+    let padded = slices.into_iter().map(|(start, slice)| slice.pad(axis as isize, start, shape[axis], 1));
+    padded.reduce(|sum, slice| sum + slice).expect("there is a slice")
 }
 
 /// A primitive node whose operands' gradients are wanted.

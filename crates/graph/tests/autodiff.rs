@@ -104,6 +104,41 @@ fn products_give_wide_gradients_to_parameters_without_transpositions() {
     }
 }
 
+#[test]
+fn gradients_of_slices_are_put_side_by_side_where_they_fit_and_added_where_not() {
+    // Starts and sizes along an axis of 5, in the order of use; whether they make it up.
+    let cases: [(&[(usize, usize)], bool); 5] = [
+        (&[(0, 2), (2, 3)], true),
+        (&[(3, 2), (0, 1), (1, 2)], true),
+        (&[(0, 2), (3, 2)], false),
+        (&[(0, 3), (2, 3)], false),
+        (&[(1, 2)], false),
+    ];
+    for (slices, fit) in cases {
+        for (before, after) in [(0.0, 0.0), (100.0, 0.0), (0.0, 100.0)] {
+            let b = Builder::new();
+            let x = data(&b, "x", [2, 5]);
+            let mut expected = [before + after; 5];
+            let mut loss = (x * before).sum_all();
+            for (i, (start, size)) in slices.iter().enumerate() {
+                let factor = (i + 1) as f64;
+                loss = loss + (x.slice(1, *start, *size) * factor).sum_all();
+                expected[*start..start + size].iter_mut().for_each(|e| *e += factor);
+            }
+            if after != 0.0 {
+                loss = loss + (x * after).sum_all();
+            }
+            b.output("dx", gradients(loss, &[x])[0]);
+            let graph = b.finish().unwrap();
+            let x = Array::new(DType::F32, [2, 5], [1.0; 10]);
+            let found = evaluate(&graph, &Bindings::new(), &[("x".to_string(), x)].into(), Precision::F64).unwrap();
+            assert_eq!(found.outputs["dx"].data, [expected, expected].concat(), "{slices:?}");
+            let pads = graph.nodes().filter(|n| matches!(graph.node(*n).op, Op::View(View::Pad { .. })));
+            assert_eq!(pads.count() == 0, fit && after == 0.0, "{slices:?}");
+        }
+    }
+}
+
 fn symbol(name: &str) -> (Symbol, Dim) {
     let symbol = Symbol::new(name).unwrap();
     (symbol, Dim::symbol(symbol))
