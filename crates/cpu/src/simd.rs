@@ -10,6 +10,19 @@ use crate::isa::{Cpu, Isa};
 /// Lanes of one vector.
 pub const LANES: usize = 16;
 
+/// Asks for the cache line at `p`, which may be anywhere, to come to the second-level cache: of requests for the first
+/// level too few can be under way to keep up with the memory.
+#[inline(always)]
+pub(crate) fn fetch<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// A computation written against any [`Lanes`].
 pub trait Task {
     /// What it returns.

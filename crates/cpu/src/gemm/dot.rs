@@ -9,9 +9,10 @@ use super::bf16::{Lowest, fma_flushing, round, widen};
 use super::micro::Lane;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512, Avx512Pairs};
-use super::simd::{Portable, Simd, fetch};
+use super::simd::{Portable, Simd};
 use super::{DOT_ROWS, Epilogue, Float, GemmSpec, Strip};
 use crate::isa::{Cpu, Isa};
+use crate::simd::fetch;
 
 /// Partial sums of a dot product: two AVX-512 vectors hide most of an FMA's latency.
 const SUMS: usize = 32;

@@ -7,8 +7,8 @@ use super::Float;
 use super::bf16::{Lowest, widen_flushed};
 use super::micro::{Kernels, Lane, ROWS};
 use super::plan::{ALIGN, KBlocks};
-use super::simd::fetch;
 use crate::isa::Isa;
+use crate::simd::fetch;
 use std::ops::Range;
 
 /// Rows of A that are packed at a time: whole tiles, and whole cache lines of f32.

@@ -37,18 +37,6 @@ pub(crate) trait Simd {
     unsafe fn step_pairs(sum: Self::V, a: Self::V, b: Self::V) -> Self::V;
 }
 
-/// Asks for the cache line at `p`, which may be anywhere.
-#[inline(always)]
-pub(crate) fn fetch<T>(p: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
 /// Plain Rust: a lane is an f32.
 pub(crate) struct Portable;
 

@@ -11,6 +11,7 @@ use super::step::{Extent, Slot, Step};
 use super::window::random_kernel;
 use super::{ALIGNMENT, COMBINED, Chunks, Layout, RowProgram};
 use crate::isa::{Cpu, Isa};
+use crate::simd::fetch;
 
 /// A run under way: what all its tasks share. The tables have been checked by [`RowProgram::run`].
 #[derive(Clone, Copy)]
@@ -98,19 +99,12 @@ impl RowProgram {
 }
 
 /// Asks for lanes of the next tile while this one is worked on: a unit reads several buffers, each in pieces too short
-/// for the hardware to run ahead. They go to the second-level cache, since the tile's registers fill the first.
+/// for the hardware to run ahead.
 #[inline]
 fn fetch_lanes(lanes: *const u32, n: usize) {
-    #[cfg(target_arch = "x86_64")]
     for line in (0..n).step_by(64 / size_of::<u32>()) {
-        // SAFETY: a prefetch never faults.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(lanes.wrapping_add(line).cast());
-        }
+        fetch(lanes.wrapping_add(line));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (lanes, n);
 }
 
 impl Run<'_> {
