@@ -370,15 +370,16 @@ unsafe fn rows_transposed<const N: usize, V: Square<N>>(
                 src.fetch_lane(kind, l);
             }
             for col in (0..square).step_by(N) {
-                let mut vectors: [V; N] = std::array::from_fn(|l| {
+                let mut vectors = [V::new([0; N]); N];
+                for (l, vector) in vectors.iter_mut().enumerate() {
                     let lanes: [u32; N] = neighbours(src, kind, lane + l, col);
                     if kind == Lane::Widened {
                         for (low, bits) in low.iter_mut().zip(lanes) {
                             *low = low.with(bits);
                         }
                     }
-                    V::new(lanes)
-                });
+                    *vector = V::new(lanes);
+                }
                 V::transpose(&mut vectors);
                 for (c, vector) in vectors.into_iter().enumerate() {
                     vector.store(dst.add((col + c) * stride + lane));
