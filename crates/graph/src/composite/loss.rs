@@ -39,10 +39,10 @@ fn rows<'g>(logits: Tensor<'g>, labels: Tensor<'g>, attrs: &Attrs) -> Rows<'g> {
     let (b, shape) = (logits.builder(), logits.shape());
     let last = shape.rank() - 1;
     let labels = labels.reshape(shape.with(last, 1.into()));
-    let hit = b.iota(last, Type::new(DType::I32, shape)).equal(labels);
+    let hit = b.iota(last, Type::new(DType::I32, shape.clone())).equal(labels);
     let ignored = labels.equal(attrs.int("ignore_index") as f64);
-    // At most one column is hit, so the sum of hits says whether there is one, also where v is a named size.
-    let in_range = b.constant(0.0, DType::I32).less(hit.cast(DType::I32).sum(&[-1]));
+    let first = b.constant(0.0, DType::I32).less_equal(labels);
+    let in_range = first.and(labels.less(b.size(shape[last]).cast(DType::I32)));
     Rows { hit, ignored, in_range }
 }
 
