@@ -170,6 +170,11 @@ impl<'g> Backward<'g> {
         } else if let Op::View(View::Slice { axis, start, step: 1, .. }) = &data.op {
             self.add_slice(data.inputs[0], *axis, *start, gradients[0].expect("its only output has one"));
         } else if let Some(dy) = gradients[0] {
+            if let (Op::Gather(Gather::Rows), Some(sum)) = (&data.op, self.gradient(data.inputs[0])) {
+                // Few rows of a large table: no zeros around them, and no sum of two whole tables.
+                self.found[data.inputs[0].index()] = Some(dy.scatter_add_rows_onto(inputs[1], sum));
+                return;
+            }
             let wanted: SmallVec<[bool; 4]> = data.inputs.iter().map(|v| self.wanted[v.index()]).collect();
             let found = primitive(&data.op, &Known { inputs: &inputs, y: outputs[0], dy, wanted: &wanted });
             self.add_wanted(&inputs, found);
@@ -251,7 +256,9 @@ fn primitive<'g>(op: &Op, k: &Known<'_, 'g>) -> Found<'g> {
         Op::Pool(pool) => pool_gradient(pool, k),
         Op::Gather(Gather::Rows) => only(dy.scatter_add_rows(inputs[1], inputs[0].shape()[0])),
         Op::Gather(Gather::Along(axis)) => only(dy.scatter_add_along(*axis, inputs[1], inputs[0].shape()[*axis])),
-        Op::Scatter(Scatter::AddRows(_)) => SmallVec::from_buf([None, Some(dy.gather_rows(inputs[0])), None]),
+        Op::Scatter(Scatter::AddRows(_)) => {
+            SmallVec::from_buf([None, Some(dy.gather_rows(inputs[0])), inputs.get(2).map(|_| dy)])
+        }
         Op::Scatter(Scatter::AddAlong { axis, .. }) => {
             SmallVec::from_buf([None, Some(dy.gather_along(*axis as isize, inputs[0])), None])
         }
@@ -354,7 +361,7 @@ fn dot_gradient<'g>(dot: &Dot, k: &Known<'_, 'g>) -> Found<'g> {
         left.dot(right, Dot { transpose_a, transpose_b, dtype: weight_dtype(operand) })
     };
     let Dot { transpose_a, transpose_b, .. } = *dot;
-    k.pair(
+    let mut found = k.pair(
         || match transpose_a {
             false => product(dy, false, b, !transpose_b, a),
             true => product(b, transpose_b, dy, true, a),
@@ -363,7 +370,9 @@ fn dot_gradient<'g>(dot: &Dot, k: &Known<'_, 'g>) -> Found<'g> {
             false => product(a, !transpose_a, dy, false, b),
             true => product(dy, true, a, transpose_a, b),
         },
-    )
+    );
+    found[2] = k.inputs.get(2).map(|_| k.dy);
+    found
 }
 
 /// The three maps of a convolution are linear in both operands, and each one's gradients are the other two.

@@ -115,6 +115,11 @@ pub fn cost(graph: &Graph, node: Node) -> Cost {
             Gather::Rows | Gather::Along(_) => Cost { read: bytes(&results) + bytes(&operands[1..]), ..whole(0.0) },
         },
         Op::Scatter(scatter) => match scatter {
+            Scatter::AddRows(_) if operands.len() == 3 => {
+                // Only the rows of the indices are touched.
+                let updates = operands[1].bytes() as u64;
+                Cost { flops: elements(operands[1]), read: bytes(&operands[..2]) + updates, written: updates }
+            }
             Scatter::AddRows(_) | Scatter::AddAlong { .. } => whole(elements(operands[1])),
             // The operand's buffer is the result's.
             Scatter::Write(_) => Cost { flops: 0.0, read: bytes(&operands[1..]), written: operands[1].bytes() as u64 },

@@ -94,10 +94,7 @@ pub fn infer(op: &Op, inputs: &[Type]) -> Result<Types, InferError> {
             }
             self::view(view, inputs)?
         }
-        Op::Dot(spec) => {
-            count(2)?;
-            dot(spec, &inputs[0], &inputs[1])?
-        }
+        Op::Dot(spec) => added_to(name, inputs, |i| dot(spec, &i[0], &i[1]))?,
         Op::Conv(spec) => {
             count(2)?;
             conv(spec, &inputs[0], &inputs[1])?
@@ -110,10 +107,11 @@ pub fn infer(op: &Op, inputs: &[Type]) -> Result<Types, InferError> {
             count(2)?;
             self::gather(gather, &inputs[0], &inputs[1])?
         }
-        Op::Scatter(scatter) => {
-            count(if matches!(scatter, Scatter::Write(_)) { 3 } else { 2 })?;
-            self::scatter(scatter, inputs)?
-        }
+        Op::Scatter(scatter) => match scatter {
+            Scatter::AddRows(_) => added_to(name, inputs, |i| self::scatter(scatter, i))?,
+            Scatter::AddAlong { .. } => count(2).and_then(|()| self::scatter(scatter, inputs))?,
+            Scatter::Write(_) => count(3).and_then(|()| self::scatter(scatter, inputs))?,
+        },
         Op::Sort(sort) => {
             count(1)?;
             if sort.axis >= inputs[0].shape.rank() {
@@ -234,6 +232,22 @@ fn floats(name: &str, a: &Type, b: &Type) -> Result<(), InferError> {
         return Err(InferError::new(message).help("cast one side"));
     }
     Ok(())
+}
+
+/// The type of an operation of two operands, which a third of that type may start from.
+fn added_to(
+    name: &str,
+    inputs: &[Type],
+    infer: impl FnOnce(&[Type]) -> Result<Type, InferError>,
+) -> Result<Type, InferError> {
+    if !(2..=3).contains(&inputs.len()) {
+        fail!("{name}: takes two operands, or three, not {}", inputs.len());
+    }
+    let ty = infer(inputs)?;
+    match inputs.get(2) {
+        Some(start) if *start != ty => fail!("{name}: {ty} cannot be added to {start}"),
+        _ => Ok(ty),
+    }
 }
 
 fn dot(spec: &Dot, a: &Type, b: &Type) -> Result<Type, InferError> {

@@ -49,6 +49,31 @@ pub enum Op {
     Composite(Composite),
 }
 
+impl Op {
+    /// The operand, of the number that a node has, in whose buffer its kernel may make the result; it is not read otherwise.
+    pub fn replaced_operand(&self, operands: usize) -> Option<usize> {
+        match self {
+            Op::Scatter(Scatter::Write(_)) => Some(0),
+            Op::Dot(_) | Op::Scatter(Scatter::AddRows(_)) if operands == 3 => Some(2),
+            Op::Source(_)
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast(_)
+            | Op::Reduce(_)
+            | Op::View(_)
+            | Op::Dot(_)
+            | Op::Conv(_)
+            | Op::Pool(_)
+            | Op::Gather(_)
+            | Op::Scatter(_)
+            | Op::Sort(_)
+            | Op::Random(_)
+            | Op::Composite(_) => None,
+        }
+    }
+}
+
 /// What a graph input is for; memory is reported by role.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub enum Role {
@@ -186,7 +211,8 @@ pub enum View {
     Concat(usize),
 }
 
-/// `a @ b` over the last two axes; leading axes are equal in both and stay.
+/// `a @ b` over the last two axes; leading axes are equal in both and stay. With a third operand `c`, of the result's type,
+/// `c + a @ b`: the products are added to `c` one after the other.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Dot {
     /// Whether the last two axes of the left operand are swapped.
@@ -309,7 +335,8 @@ pub enum Gather {
 /// Writing at computed places; updates to one place are added in ascending order of their own index.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Scatter {
-    /// `(indices [i..], updates [i.., ..]) -> [rows, ..]`: the adjoint of `Gather::Rows`.
+    /// `(indices [i..], updates [i.., ..]) -> [rows, ..]`: the adjoint of `Gather::Rows`. With a third operand of the
+    /// result's type, the sum of a row's updates is added to its row, and rows without updates stay.
     AddRows(Dim),
     /// `(indices, updates)` of one shape `-> ` that shape with `size` along `axis`: the adjoint of `Gather::Along`.
     AddAlong {

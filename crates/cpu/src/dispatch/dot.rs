@@ -5,11 +5,12 @@ use tenon_graph::backend::BackendError;
 use tenon_graph::graph::Value;
 use tenon_graph::lower::access::Strided;
 use tenon_graph::op::Dot;
-use tenon_graph::types::{DType, Type};
+use tenon_graph::types::DType;
 
-use super::Kernel;
+use super::{Kernel, Operand, Target};
 use crate::gemm::{Float, GemmSpec, Layout, gemm, gemm_scratch_bytes};
 use crate::isa::Cpu;
+use crate::kernels::copy;
 use crate::session::Table;
 
 /// A batch axis: its size and the strides of both operands and the result.
@@ -20,7 +21,9 @@ pub struct Product {
     spec: GemmSpec,
     a: (Value, usize),
     b: (Value, usize),
-    c: Value,
+    c: Target,
+    /// What C holds before the products are added, where it is another buffer.
+    start: Option<Operand>,
     /// Batch axes beyond the two that the kernel knows.
     outer: SmallVec<[BatchAxis; 2]>,
     scratch: usize,
@@ -36,9 +39,11 @@ fn float(dtype: DType) -> Float {
 
 impl Product {
     /// The kernel of a dot node.
-    pub fn new(cpu: &Cpu, dot: &Dot, operands: &[Strided], types: [&Type; 2], c: Value, result: &Type) -> Product {
-        let [a, b] = operands else { unreachable!("a product has two operands") };
-        let sizes = result.shape.sizes();
+    pub fn new(cpu: &Cpu, dot: &Dot, operands: &[Operand], c: Target) -> Product {
+        let [Operand { window: a, dtype: a_type }, Operand { window: b, dtype: b_type }, start @ ..] = operands else {
+            unreachable!("a product has two operands, or three")
+        };
+        let sizes = &c.sizes;
         let rank = sizes.len();
         let (m, n) = (sizes[rank - 2], sizes[rank - 1]);
         let k = a.sizes[if dot.transpose_a { rank - 2 } else { rank - 1 }];
@@ -70,17 +75,19 @@ impl Product {
         let strides = |i: usize| [middle.1[i], inner.1[i]];
         let spec = GemmSpec {
             batch: [middle.0, inner.0],
+            accumulate: !start.is_empty(),
             ..GemmSpec::new(
                 m,
                 n,
                 k,
-                layout(a, dot.transpose_a, types[0].dtype).batched(strides(0)),
-                layout(b, dot.transpose_b, types[1].dtype).batched(strides(1)),
+                layout(a, dot.transpose_a, *a_type).batched(strides(0)),
+                layout(b, dot.transpose_b, *b_type).batched(strides(1)),
                 Layout::row_major(float(dot.dtype), n).batched(strides(2)),
             )
         };
         let scratch = gemm_scratch_bytes(&spec, cpu.isa(), cpu.pool.threads());
-        Product { spec, a: (a.root, a.offset), b: (b.root, b.offset), c, outer, scratch }
+        let start = start.first().cloned();
+        Product { spec, a: (a.root, a.offset), b: (b.root, b.offset), c, start, outer, scratch }
     }
 }
 
@@ -90,6 +97,12 @@ impl Kernel for Product {
     }
 
     unsafe fn run(&self, cpu: &Cpu, table: &Table, scratch: *mut u8) -> Result<(), BackendError> {
+        if let Some(start) = &self.start
+            && table.get(start.window.root) != table.get(self.c.value)
+        {
+            // SAFETY: window and target were made for these buffers, which differ.
+            unsafe { copy(cpu, &start.view(table), &mut self.c.view(table)) };
+        }
         let size = self.spec.a.dtype.bytes();
         let calls: usize = self.outer.iter().map(|(n, _)| n).product();
         for call in 0..calls {
@@ -103,7 +116,7 @@ impl Kernel for Product {
             unsafe {
                 let a = table.get(self.a.0).add(at[0] * size);
                 let b = table.get(self.b.0).add(at[1] * size);
-                let c = table.get(self.c).add(at[2] * self.spec.c.dtype.bytes());
+                let c = table.get(self.c.value).add(at[2] * self.spec.c.dtype.bytes());
                 gemm(cpu, &self.spec, a, b, c, scratch, None);
             }
         }

@@ -96,11 +96,7 @@ pub fn prepare(cpu: &Cpu, program: &Program, step: &Step) -> Box<dyn Kernel> {
             let targets: Vec<Target> = data.outputs().map(|v| Target::new(graph, v)).collect();
             let windows: Vec<Operand> = operands.iter().map(|w| Operand::new(graph, w)).collect();
             match &data.op {
-                Op::Dot(dot) => {
-                    let types = [graph.ty(data.inputs[0]), graph.ty(data.inputs[1])];
-                    let c = data.output();
-                    Box::new(dot::Product::new(cpu, dot, operands, types, c, graph.ty(c)))
-                }
+                Op::Dot(dot) => Box::new(dot::Product::new(cpu, dot, &windows, targets[0].clone())),
                 Op::Conv(conv) => Box::new(conv::Convolving::new(cpu, conv, &windows, &targets[0])),
                 Op::Composite(composite) => match composite.def.name {
                     "attention" => Box::new(attention::Forward::new(cpu, &composite.attrs, &windows, &targets)),

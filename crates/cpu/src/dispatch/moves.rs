@@ -85,7 +85,7 @@ impl Kernel for Moving {
 
     unsafe fn run(&self, cpu: &Cpu, table: &Table, scratch: *mut u8) -> Result<(), BackendError> {
         // SAFETY: windows and targets were made for these buffers; the plan keeps a target apart from the operands, but
-        // for `Write`, which does not read what it shares; the scratch is as large as was asked for.
+        // for one that `Op::replaced_operand` names, which is not read where it is the target; the scratch is as large as was asked for.
         let (mut to, scratch) =
             unsafe { (self.target.view(table), std::slice::from_raw_parts_mut(scratch, self.scratch)) };
         // SAFETY: as above.
@@ -106,7 +106,13 @@ impl Kernel for Moving {
             }
             Move::GatherRows => gather_rows(cpu, &from(0), &from(1), &mut to),
             Move::GatherAlong(axis) => gather_along(cpu, &from(0), &from(1), *axis, &mut to),
-            Move::AddRows => scatter_add_rows(cpu, &from(0), &from(1), &mut to, scratch),
+            Move::AddRows => {
+                let onto = self.operands.len() == 3;
+                if onto && table.get(self.operands[2].window.root) != table.get(self.target.value) {
+                    copy(cpu, &from(2), &mut to);
+                }
+                scatter_add_rows(cpu, &from(0), &from(1), onto, &mut to, scratch)
+            }
             Move::AddAlong(axis) => scatter_add_along(cpu, &from(0), &from(1), *axis, &mut to, scratch),
             Move::Write(axis) => {
                 if table.get(self.operands[0].window.root) != table.get(self.target.value) {

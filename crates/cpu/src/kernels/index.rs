@@ -181,8 +181,9 @@ pub fn scatter_add_rows_scratch_bytes(n: usize, threads: usize) -> usize {
     scratch_bytes(piece::<u64>(n), 0, threads)
 }
 
-/// `to[indices[i..], ..] += updates[i.., ..]` from zero: the adjoint of [`gather_rows`]. `f32` or `bf16`; the updates
-/// of one row are added in `f32`, in ascending order of their place. Rows are contiguous in `updates` and `to`.
+/// `to[indices[i..], ..] += updates[i.., ..]`, from zero or `onto` what `to` holds: the adjoint of [`gather_rows`]. `f32` or
+/// `bf16`; the updates of one row are added in `f32`, in ascending order of their place, and then to what the row holds.
+/// Rows are contiguous in `updates` and `to`.
 ///
 /// # Errors
 /// An index outside the rows of `to`.
@@ -193,6 +194,7 @@ pub fn scatter_add_rows(
     cpu: &Cpu,
     indices: &View<'_>,
     updates: &View<'_>,
+    onto: bool,
     to: &mut ViewMut<'_>,
     scratch_memory: &mut [u8],
 ) -> Result<(), OutOfRange> {
@@ -208,7 +210,9 @@ pub fn scatter_add_rows(
         to.shape()
     );
     check(cpu, indices, to.shape()[0])?;
-    super::copy::clear(cpu, to);
+    if !onto {
+        super::copy::clear(cpu, to);
+    }
     if updates.is_empty() {
         return Ok(());
     }
@@ -233,9 +237,11 @@ pub fn scatter_add_rows(
         let (first, column) = (task / parts * PLACES, task % parts * COLUMNS);
         let width = (width - column).min(COLUMNS);
         if to.dtype() == DType::F32 {
-            cpu.vectorise(AddRows::<f32> { updates, to, starts, sorted, first, column, width, element: PhantomData });
+            let element = PhantomData::<f32>;
+            cpu.vectorise(AddRows { updates, to, starts, sorted, onto, first, column, width, element });
         } else {
-            cpu.vectorise(AddRows::<u16> { updates, to, starts, sorted, first, column, width, element: PhantomData });
+            let element = PhantomData::<u16>;
+            cpu.vectorise(AddRows { updates, to, starts, sorted, onto, first, column, width, element });
         }
     });
     Ok(())
@@ -247,6 +253,7 @@ struct AddRows<'a, T> {
     to: &'a ViewMut<'a>,
     starts: View<'a>,
     sorted: &'a [u64],
+    onto: bool,
     first: usize,
     column: usize,
     width: usize,
@@ -279,6 +286,9 @@ impl<T: Float> Task for AddRows<'_, T> {
                         sum = sum.add(T::load_first(self.updates.ptr::<T>().add(start + self.column + from), n));
                     }
                     let place = self.to.ptr::<T>().add(row(at) * self.to.strides()[0] + self.column + from);
+                    if self.onto {
+                        sum = T::load_first::<V>(place, n).add(sum);
+                    }
                     T::store_first(sum, place, n);
                 }
             }

@@ -78,7 +78,7 @@ fn rows_are_gathered_and_their_updates_added_in_ascending_order() {
         let scattered = run(&to, &what, |cpu, mut to| {
             let n = lead.iter().product();
             let mut memory = scratch(scatter_add_rows_scratch_bytes(n, cpu.pool.threads()));
-            scatter_add_rows(cpu, &places.view(), &updates.view(), &mut to, &mut memory)
+            scatter_add_rows(cpu, &places.view(), &updates.view(), false, &mut to, &mut memory)
         });
         // In f32 and in the promised order, so the sums are exact.
         let mut sums = std::collections::HashMap::<Vec<usize>, f32>::new();
@@ -160,7 +160,7 @@ fn an_index_outside_is_named_and_nothing_is_written() {
         let mut memory = scratch(scatter_add_rows_scratch_bytes(100_000, 2));
         let updates = View::row_major(&to, &[100, 1000, 2]);
         let mut view = ViewMut::row_major(&mut sums, &[5, 2]);
-        assert_eq!(scatter_add_rows(&cpu, &places, &updates, &mut view, &mut memory), Err(error));
+        assert_eq!(scatter_add_rows(&cpu, &places, &updates, false, &mut view, &mut memory), Err(error));
         assert_eq!(sums, [7.0; 10]);
 
         let wide = vec![1.0f32; 5000];

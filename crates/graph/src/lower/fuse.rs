@@ -218,6 +218,7 @@ pub fn keep_old_values(graph: &mut Graph) {
 fn takes(op: &Op, index: usize, window: &Strided) -> bool {
     match op {
         Op::Source(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) | Op::Reduce(_) | Op::View(_) => true,
+        Op::Dot(_) if index == 2 => starts_alone(window),
         Op::Dot(_) => {
             let rank = window.sizes.len();
             let unit = |axis: usize| window.strides[axis] == 1 || window.sizes[axis] == 1;

@@ -122,7 +122,7 @@ pub fn reuses(
     operand: Value,
 ) -> bool {
     use crate::lower::fuse::{Extent, UnitKind};
-    use crate::op::{Op, Scatter};
+    use crate::op::Op;
     if graph.ty(result).bytes() != graph.ty(operand).bytes()
         || graph.ty(result).dtype.size() != graph.ty(operand).dtype.size()
     {
@@ -145,14 +145,12 @@ pub fn reuses(
         }
         UnitKind::Kernel => {
             let node = graph.node(graph.producer(result));
-            // Kernels write while they read, except this one, which is made for it.
+            // Kernels write while they read, except for an operand that they are made to write over.
             let reads_it = |value: &Value| {
                 resolve(graph, *value, &|v| partition.stored[v.index()]).is_some_and(|w| w.root == operand)
             };
-            windows.is_empty()
-                || (matches!(node.op, Op::Scatter(Scatter::Write(_)))
-                    && !node.inputs[1..].iter().any(reads_it)
-                    && reads_it(&node.inputs[0]))
+            let replaced = node.op.replaced_operand(node.inputs.len());
+            node.inputs.iter().enumerate().all(|(i, value)| Some(i) == replaced || !reads_it(value))
         }
         UnitKind::Copy => windows.is_empty(),
     }

@@ -2,6 +2,7 @@
 //! ([`mode`], [`precision`]).
 
 pub mod bind;
+pub mod chunk;
 pub mod common;
 pub mod expand;
 pub mod fold;

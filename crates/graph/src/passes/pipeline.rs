@@ -5,6 +5,7 @@ use crate::diagnostic::Diagnostic;
 use crate::dim::Bindings;
 use crate::graph::Graph;
 use crate::passes::bind::bind;
+use crate::passes::chunk::{CHUNK_BYTES, chunk};
 use crate::passes::expand::expand_composites;
 use crate::passes::precision::mixed_bf16;
 use crate::passes::recompute::{Fitted, TooLarge, fit};
@@ -33,7 +34,8 @@ pub fn prepare(graph: &Graph, options: &Options) -> Result<Graph, Diagnostic> {
     }
     graph = expand_composites(&graph, |c| c.def.lowering == Lowering::Expand);
     graph = split_reductions(&graph)?;
-    run(&graph, ALGEBRA, |_, _| {})
+    graph = run(&graph, ALGEBRA, |_, _| {})?;
+    chunk(&graph, CHUNK_BYTES)
 }
 
 /// The program of a graph.

@@ -48,7 +48,12 @@ pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
             .operands
             .iter()
             .enumerate()
-            .map(|(i, t)| if may_be_narrow(&data.op, i) { narrow.of(*t, MAX_VIEWS) } else { *t })
+            .map(|(i, t)| match &op {
+                _ if may_be_narrow(&data.op, i) => narrow.of(*t, MAX_VIEWS),
+                // What a product is added to has its type.
+                Op::Dot(dot) => t.cast(dot.dtype),
+                _ => *t,
+            })
             .collect();
         let results = visit.builder.add(op, &operands, data.outputs().len());
         Some(results.iter().zip(data.outputs()).map(|(new, old)| new.cast(visit.graph.ty(old).dtype)).collect())
@@ -77,6 +82,7 @@ fn is_product(op: &Op) -> bool {
 /// Whether operand `i` of a product may be of any float type.
 fn may_be_narrow(product: &Op, i: usize) -> bool {
     match product {
+        Op::Dot(_) => i < 2,
         Op::Composite(Composite { def, attrs }) => def.operands_with(attrs).nth(i).is_some_and(|o| o.dtype.is_none()),
         _ => true,
     }

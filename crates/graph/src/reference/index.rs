@@ -70,11 +70,17 @@ pub(super) fn scatter(scatter: &Scatter, x: &[&Array]) -> Result<Array, String> 
             let shape = [&[rows], &updates.shape[indices.shape.len()..]].concat();
             let row: usize = shape[1..].iter().product();
             let mut data = vec![0.0; rows * row];
+            let mut updated = vec![false; rows];
             for position in 0..indices.data.len() {
                 let index = place("scatter", indices, position, rows)?;
+                updated[index] = true;
                 for i in 0..row {
                     data[index * row + i] += updates.data[position * row + i];
                 }
+            }
+            if let Some(start) = x.get(2) {
+                let with_rows = data.iter_mut().zip(&start.data).enumerate();
+                with_rows.for_each(|(i, (sum, a))| *sum = if updated[i / row] { a + *sum } else { *a });
             }
             Ok(Array::new(updates.dtype, shape, data))
         }

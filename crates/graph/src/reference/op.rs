@@ -29,7 +29,7 @@ pub(super) fn evaluate(op: &Op, x: &[&Array], precision: Precision) -> Result<Ar
         }
         Op::Reduce(reduce) => self::reduce(reduce, x[0]).rounded(precision),
         Op::View(view) => self::view(view, x),
-        Op::Dot(dot) => self::dot(dot, x[0], x[1]).rounded(precision),
+        Op::Dot(dot) => self::dot(dot, x[0], x[1], x.get(2).copied()).rounded(precision),
         Op::Conv(conv) => window::conv(conv, x[0], x[1]).rounded(precision),
         Op::Pool(pool) => window::pool(pool, x).rounded(precision),
         Op::Gather(gather) => index::gather(gather, x[0], x[1])?,
@@ -154,7 +154,7 @@ fn bound(dim: Dim) -> usize {
     dim.as_const().expect("the graph has been bound")
 }
 
-fn dot(dot: &Dot, a: &Array, b: &Array) -> Array {
+fn dot(dot: &Dot, a: &Array, b: &Array, c: Option<&Array>) -> Array {
     let rank = a.shape.len();
     let (rows_a, columns_a) = (a.shape[rank - 2], a.shape[rank - 1]);
     let (rows_b, columns_b) = (b.shape[rank - 2], b.shape[rank - 1]);
@@ -169,7 +169,8 @@ fn dot(dot: &Dot, a: &Array, b: &Array) -> Array {
         let (a, b) = (&a.data[p * m * k..], &b.data[p * k * n..]);
         for i in 0..m {
             for j in 0..n {
-                data.push((0..k).map(|q| a[i * am + q * ak] * b[q * bk + j * bn]).sum());
+                let start = c.map_or(0.0, |c| c.data[data.len()]);
+                data.push((0..k).fold(start, |sum, q| sum + a[i * am + q * ak] * b[q * bk + j * bn]));
             }
         }
     }

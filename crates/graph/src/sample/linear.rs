@@ -38,6 +38,13 @@ fn products() -> Vec<Sample> {
         let plain = plain.clone();
         all.push(Sample::one(format!("matmul/{name}"), operands, move |_, x| x[0].dot(x[1], plain.clone())));
     }
+    for dtype in [DType::F32, DType::BF16] {
+        let operands = [[3, 5], [5, 4], [3, 4]].map(|sizes| Operand::float(sizes).of(dtype)).to_vec();
+        let dot = Dot { dtype, ..plain.clone() };
+        let onto =
+            Sample::one(format!("matmul/onto/{dtype}"), operands, move |_, x| x[0].dot_onto(x[1], dot.clone(), x[2]));
+        all.push(onto);
+    }
     all.push(Sample::one("matmul/square", vec![Operand::float([3, 3])], move |_, x| x[0].dot(x[0], plain.clone())));
     all
 }

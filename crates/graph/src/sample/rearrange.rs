@@ -136,6 +136,9 @@ fn places() -> Vec<Sample> {
         Sample::one("scatter_add_rows/one", vec![Operand::float([4]), scalar(2)], |_, x| {
             x[0].scatter_add_rows(x[1], 5.into())
         }),
+        Sample::one("scatter_add_rows/onto", vec![Operand::float([2, 3, 4]), rows(), f([5, 4])], |_, x| {
+            x[0].scatter_add_rows_onto(x[1], x[2])
+        }),
         Sample::one("scatter_add_along/middle", vec![Operand::float([2, 3, 4]), along()], |_, x| {
             x[0].scatter_add_along(1, x[1], 5.into())
         }),

@@ -296,6 +296,11 @@ impl<'g> Tensor<'g> {
         self.builder.add1(Op::Dot(dot), &[self, other])
     }
 
+    /// `start` plus the matrix product as `dot` says; see [`Dot`].
+    pub fn dot_onto(self, other: Tensor<'g>, dot: Dot, start: Tensor<'g>) -> Tensor<'g> {
+        self.builder.add1(Op::Dot(dot), &[self, other, start])
+    }
+
     /// A convolution or one of its gradients; see [`Conv`] for the operands.
     pub fn conv(self, other: Tensor<'g>, conv: Conv) -> Tensor<'g> {
         self.builder.add1(Op::Conv(conv), &[self, other])
@@ -327,6 +332,12 @@ impl<'g> Tensor<'g> {
     /// These updates added into `rows` zero rows at `indices`.
     pub fn scatter_add_rows(self, indices: Tensor<'g>, rows: Dim) -> Tensor<'g> {
         self.builder.add1(Op::Scatter(Scatter::AddRows(rows)), &[indices, self])
+    }
+
+    /// These updates added into the rows of `start` at `indices`.
+    pub fn scatter_add_rows_onto(self, indices: Tensor<'g>, start: Tensor<'g>) -> Tensor<'g> {
+        let rows = start.shape().first().copied().unwrap_or(Dim::ONE);
+        self.builder.add1(Op::Scatter(Scatter::AddRows(rows)), &[indices, self, start])
     }
 
     /// These updates added into zeros with `size` along `axis` at `indices`.
