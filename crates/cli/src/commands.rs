@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tenon::cpu::CpuBackend;
 use tenon::data::Progress;
@@ -17,13 +17,13 @@ use tenon::train::experiment::{Experiment, Objective};
 use tenon::train::fit::Ended;
 use tenon::train::goal::check_metrics;
 use tenon::train::run::{self, Job};
-use tenon::train::run_folder::{read_experiment, read_origin};
+use tenon::train::run_folder::{read_experiment, read_origin, result_of};
 use tenon::train::setup::Setup;
 use tenon::train::trainer::Trainer;
 
 use crate::args;
 use crate::show;
-use crate::watch::{Watch, line};
+use crate::watch::{Watch, line, note};
 
 /// Why a command failed: what is shown.
 pub struct Failure(pub String);
@@ -60,6 +60,17 @@ fn set_up(experiment: Experiment, origin: &Path) -> Result<Setup, Failure> {
     check_metrics(&setup.experiment.goal, setup.metrics())
         .map_err(|e| Failure(format!("{}: {e}", origin.display())))?;
     Ok(setup)
+}
+
+/// Prints what a command lists. A reader that has gone away (`tenon inspect ... | head`) wanted no more.
+fn page(text: &str) -> Outcome {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(0),
+    }
 }
 
 fn lines(label: &str, lines: &[String]) {
@@ -115,29 +126,42 @@ pub fn profile(args: &args::Experiment) -> Outcome {
     let settings = &setup.experiment.train;
     let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, &backend)?;
     let times = trainer.profile(PROFILED)?;
-    for line in show::profile(&programs, &times) {
-        println!("{line}");
-    }
-    Ok(0)
+    page(&(show::profile(&programs, &times).join("\n") + "\n"))
 }
 
-/// A run folder as it was begun.
-fn reopen(folder: &Path) -> Result<Setup, Failure> {
-    let Some(experiment) = read_experiment(folder)? else {
+/// The folder with the result of the run in `folder`, or `folder` itself; says so if it is that of a trial.
+fn result(folder: &Path) -> Result<PathBuf, Failure> {
+    let (result, trial) = result_of(folder)?;
+    if let Some(trial) = trial {
+        // Standard output may be a text or a list that others read.
+        note(&format!("trial {trial} is the result of this run"));
+    }
+    Ok(result)
+}
+
+/// The result of a run as it was begun, and its folder.
+fn reopen(folder: &Path) -> Result<(Setup, PathBuf), Failure> {
+    let folder = result(folder)?;
+    let Some(mut experiment) = read_experiment(&folder)? else {
         return Err(Failure(format!(
             "{}: no run in it (experiment.toml)\n  try: name a folder that `tenon run` made",
             folder.display()
         )));
     };
-    let origin = read_origin(folder)?;
-    set_up(experiment, &origin.experiment)
+    // The user's own architecture may have changed since; the run has the text that it began with.
+    let copy = folder.join("model.star");
+    if copy.exists() {
+        experiment.model.architecture = std::path::absolute(copy)?.to_string_lossy().into_owned();
+    }
+    let origin = read_origin(&folder)?;
+    Ok((set_up(experiment, &origin.experiment)?, folder))
 }
 
 /// `tenon eval`.
 pub fn eval(args: &args::RunDir, stop: &AtomicBool) -> Outcome {
-    let setup = reopen(&args.run)?;
+    let (setup, folder) = reopen(&args.run)?;
     let backend = backend(setup.experiment.train.threads)?;
-    let job = Job { backend: &backend, folder: &args.run, cache: Path::new(CACHE), stop };
+    let job = Job { backend: &backend, folder: &folder, cache: Path::new(CACHE), stop };
     let (step, metrics) = run::evaluate(&setup, &job)?;
     let all: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.6}")).collect();
     line("eval", &format!("step {step}  {}", all.join("  ")));
@@ -146,9 +170,9 @@ pub fn eval(args: &args::RunDir, stop: &AtomicBool) -> Outcome {
 
 /// `tenon export`.
 pub fn export(args: &args::Export, stop: &AtomicBool) -> Outcome {
-    let setup = reopen(&args.run)?;
+    let (setup, folder) = reopen(&args.run)?;
     let backend = backend(setup.experiment.train.threads)?;
-    let job = Job { backend: &backend, folder: &args.run, cache: Path::new(CACHE), stop };
+    let job = Job { backend: &backend, folder: &folder, cache: Path::new(CACHE), stop };
     let difference = run::export_run(&setup, &job, &args.out)?;
     line(
         "export",
@@ -159,6 +183,7 @@ pub fn export(args: &args::Export, stop: &AtomicBool) -> Outcome {
 
 /// `tenon generate`.
 pub fn generate(args: &args::Generate, stop: &AtomicBool) -> Outcome {
+    result(&args.model)?;
     let open = open_model(&args.model)?;
     let tokenizer = open.tokenizer()?;
     let prompt = tokenizer.encode(args.prompt.as_str(), false)?.get_ids().to_vec();
@@ -180,30 +205,31 @@ pub fn generate(args: &args::Generate, stop: &AtomicBool) -> Outcome {
     let mut text = prompt.clone();
     let mut shown = String::new();
     let mut out = std::io::stdout();
+    let mut listening = true;
     let mut show_new = |text: &[u32]| {
         // Tokens may be parts of characters: what is shown is what no longer changes.
         let whole = tokenizer.decode(text, false).unwrap_or_default();
         let whole = whole.trim_end_matches('\u{fffd}');
         if let Some(new) = whole.strip_prefix(shown.as_str()) {
-            let _ = write!(out, "{new}").and_then(|()| out.flush());
+            listening = write!(out, "{new}").and_then(|()| out.flush()).is_ok();
             shown = whole.to_owned();
         }
+        listening
     };
     show_new(&text);
     let tokens = generator.generate(&prompt, args.tokens, &sampling, |token| {
         text.push(token);
-        show_new(&text);
-        !stop.load(std::sync::atomic::Ordering::Relaxed)
+        show_new(&text) && !stop.load(Ordering::Relaxed)
     })?;
-    println!();
-    if tokens.len() < prompt.len() + args.tokens && !stop.load(std::sync::atomic::Ordering::Relaxed) {
-        eprintln!("stopped at {} tokens: the model's context is {context}", tokens.len());
+    if listening && tokens.len() < prompt.len() + args.tokens && !stop.load(Ordering::Relaxed) {
+        note(&format!("stopped at {} tokens: the model's context is {context}", tokens.len()));
     }
-    Ok(0)
+    page("\n")
 }
 
 /// `tenon forward`.
 pub fn forward_pass(args: &args::Forward) -> Outcome {
+    result(&args.model)?;
     let open = open_model(&args.model)?;
     let mut inputs = tensors::read(&args.inputs)?;
     let takes_labels = open.model.inputs.iter().any(|i| i.name == "labels");
@@ -229,45 +255,36 @@ pub fn inspect(args: &args::Inspect) -> Outcome {
     if args.path.is_file() {
         let tensors = tensors::read_header(&args.path)?;
         let elements: u64 = tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum();
-        for tensor in &tensors {
-            println!("{:?}\t{:?}\t{}", tensor.dtype, tensor.shape, tensor.name);
-        }
-        println!("{} tensors, {} elements", tensors.len(), show::count(elements));
-        return Ok(0);
+        let list = tensors.iter().map(|t| format!("{:?}\t{:?}\t{}\n", t.dtype, t.shape, t.name));
+        let all = format!("{} tensors, {} elements\n", tensors.len(), show::count(elements));
+        return page(&list.chain([all]).collect::<String>());
     }
-    if let Some(experiment) = read_experiment(&args.path)? {
-        println!("{}", experiment.frozen());
+    let mut text = String::new();
+    if let Some(experiment) = read_experiment(&result(&args.path)?)? {
+        text += &format!("{}\n", experiment.frozen());
     }
     if let Ok(folder) = tenon::model_folder::resolve(&args.path) {
         let model = tenon::nn::open(&folder)?;
-        println!("{model} · {} parameters · {}", show::count(model.parameter_count() as u64), folder.display());
-        for (name, value) in &model.hyperparameters {
-            println!("  {name} = {value}");
-        }
-        for parameter in model.variables() {
-            println!("{:?}\t{}", parameter.shape, parameter.name);
-        }
-        return Ok(0);
+        let count = show::count(model.parameter_count() as u64);
+        text += &format!("{model} · {count} parameters · {}\n", folder.display());
+        text.extend(model.hyperparameters.iter().map(|(name, value)| format!("  {name} = {value}\n")));
+        text.extend(model.variables().map(|v| format!("{:?}\t{}\n", v.shape, v.name)));
     }
-    match args.path.join("experiment.toml").exists() {
-        true => Ok(0),
-        false => {
-            Err(ModelError::new(format!("{}: neither a run, nor a model, nor a safetensors file", args.path.display()))
-                .into())
-        }
+    if text.is_empty() {
+        let message = format!("{}: neither a run, nor a model, nor a safetensors file", args.path.display());
+        return Err(ModelError::new(message).into());
     }
+    page(&text)
 }
 
 /// `tenon schema`.
 pub fn schema() -> Outcome {
-    println!("{}", serde_json::to_string_pretty(&Experiment::schema())?);
-    Ok(0)
+    page(&(serde_json::to_string_pretty(&Experiment::schema())? + "\n"))
 }
 
 /// `tenon doc`.
 pub fn doc(args: &args::Doc) -> Outcome {
     match args.page {
-        args::Page::Layers => print!("{}", reference_markdown()),
+        args::Page::Layers => page(&reference_markdown()),
     }
-    Ok(0)
 }

@@ -1,5 +1,8 @@
 //! The binary `tenon`: arguments in, text and an exit code out.
 
+// These macros panic where the reader of a pipe has gone away: `watch::line`, `watch::note` and `commands::page` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod commands;
 mod show;
@@ -20,10 +23,10 @@ fn main() -> ExitCode {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("\nfinishing this step; once more to stop at once");
+        watch::note("\nfinishing this step; once more to stop at once");
     };
     if let Err(error) = ctrlc::set_handler(handler) {
-        eprintln!("warning: Ctrl-C will not save: {error}");
+        watch::note(&format!("warning: Ctrl-C will not save: {error}"));
     }
     let outcome = match &cli.command {
         args::Command::Plan(args) => commands::plan(args),
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(commands::Failure(message)) => {
-            eprintln!("error: {message}");
+            watch::note(&format!("error: {message}"));
             ExitCode::from(2)
         }
     }

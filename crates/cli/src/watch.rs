@@ -32,6 +32,11 @@ pub fn line(label: &str, text: &str) {
     let _ = writeln!(stdout(), "{label:<6} {text}");
 }
 
+/// Prints a line on standard error: not a part of what a command gives.
+pub fn note(text: &str) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
 impl Watch {
     /// Follows a run whose samples have this many tokens, or none.
     pub fn new(context: Option<usize>) -> Watch {
@@ -135,6 +140,10 @@ impl Observer for Watch {
                     Status::Refused { reason } | Status::Failed { reason } => reason.clone(),
                 };
                 line("tune", &format!("trial {}: {how}", trial.trial));
+            }
+            Event::Chosen { trial } => {
+                self.clear();
+                line("tune", &format!("trial {trial} is the result of this run"));
             }
             Event::Judged { verdict } => {
                 self.clear();

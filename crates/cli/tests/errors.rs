@@ -139,3 +139,47 @@ fn a_full_disk_costs_nothing_that_was_saved() {
     lab.tenon("train gpt.toml --out full").expect(0);
     assert!(lab.final_bytes("run") == before);
 }
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let lab = Lab::new("pipes");
+    lab.write("gpt.toml", GPT);
+    lab.tenon("train gpt.toml --out run --set train.steps=6").expect(0);
+    lab.tenon("export run --out model").expect(0);
+    let commands = [
+        "plan gpt.toml",
+        "profile gpt.toml",
+        "schema",
+        "doc layers",
+        "inspect run",
+        "inspect model",
+        "inspect model/model.safetensors",
+        "generate model the --tokens 8",
+        "eval run",
+        "--help",
+        "nonsense",
+    ];
+    for arguments in commands {
+        let code = lab.tenon(arguments).code;
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = lab.command(arguments);
+        command.stdout(writer);
+        let ran = command.stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(ran.status.code(), code, "{arguments}");
+        if code == Some(0) {
+            assert_eq!(String::from_utf8_lossy(&ran.stderr), "", "{arguments}");
+        }
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = lab.command(arguments);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        assert_eq!(command.status().unwrap().code(), code, "{arguments}, both closed");
+    }
+    if let Ok(full) = std::fs::File::options().write(true).open("/dev/full") {
+        let mut command = lab.command("schema");
+        command.stdout(full);
+        let failed = lab.finish(command).expect(2).stderr;
+        assert!(failed.contains("cannot write to standard output: No space left"), "{failed}");
+    }
+}

@@ -86,6 +86,28 @@ fn a_search_meets_the_goal_that_the_base_missed() {
     }
     let again = lab.tenon("run own.toml").expect(0).stdout;
     assert!(again.contains("goal   met: val_loss"), "{again}");
+
+    // Every command that takes the run takes the winner, also when the user goes on to another model.
+    let chosen = out.lines().find_map(|l| l.strip_suffix(" is the result of this run")).expect("a trial").trim();
+    let chosen = chosen.trim_start_matches("tune").trim();
+    assert!(again.contains(&format!("{chosen} is the result of this run")), "{again}");
+    lab.write("my_model.star", MODEL.replace("silu", "relu"));
+    let said = |arguments: &str| {
+        let ran = lab.tenon(arguments).expect(0);
+        assert_eq!(ran.stderr.lines().next(), Some(&*format!("{chosen} is the result of this run")), "{arguments}");
+        ran.stdout
+    };
+    let number = |text: &str| {
+        let from = text.rfind("val_loss ").expect("a loss") + "val_loss ".len();
+        text[from..].split_whitespace().next().unwrap().parse::<f64>().unwrap()
+    };
+    let trial = out.rfind("eval ").map(|at| number(out[at..].lines().next().unwrap())).unwrap();
+    let evaluated = said("eval runs/own");
+    assert!((number(&evaluated) - trial).abs() < 1e-4, "{evaluated}\n{out}");
+    assert!(said("inspect runs/own").contains("lr = 0.01"));
+    assert!(said("generate runs/own the --tokens 4").starts_with("the"));
+    said("export runs/own --out again");
+    assert!(open_model(&lab.path("again")).unwrap().values == export.values);
 }
 
 fn entries(lab: &Lab, folder: &str) -> Vec<String> {

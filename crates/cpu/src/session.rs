@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tenon_graph::backend::{Allocation, Backend, BackendError, NonFinite, Session};
-use tenon_graph::graph::Value;
-use tenon_graph::lower::Program;
+use tenon_graph::graph::{Graph, Value};
+use tenon_graph::lower::isolate::{Isolated, isolate, name};
+use tenon_graph::lower::{Program, lower};
+use tenon_graph::op::{Op, Source};
 use tenon_graph::types::{DType, Type};
 
 use crate::dispatch::{Kernel, prepare};
@@ -50,23 +52,7 @@ impl Backend for CpuBackend {
     }
 
     fn session(&self, programs: Vec<Arc<Program>>) -> Result<Box<dyn Session>, BackendError> {
-        let prepared: Vec<Vec<Box<dyn Kernel>>> =
-            programs.iter().map(|p| p.steps.iter().map(|step| prepare(&self.cpu, p, step)).collect()).collect();
-        let scratch = prepared.iter().flatten().map(|k| k.scratch_bytes()).max().unwrap_or(0);
-        let memory = Memory::new(&programs, scratch)?;
-        let programs = programs
-            .into_iter()
-            .zip(prepared)
-            .map(|(program, kernels)| {
-                let pointers = (0..program.graph.value_count()).map(Value::new);
-                let pointers = pointers
-                    .map(|v| program.places[v.index()].and_then(|_| memory.address(&program, v)))
-                    .map(|address| address.map_or(std::ptr::null_mut(), |a| memory.pointer(a)))
-                    .collect();
-                Prepared { program, kernels, table: Table(pointers) }
-            })
-            .collect();
-        Ok(Box::new(CpuSession { cpu: self.cpu.clone(), memory, programs }))
+        Ok(Box::new(CpuSession::new(self.cpu.clone(), programs)?))
     }
 }
 
@@ -98,6 +84,26 @@ struct CpuSession {
 }
 
 impl CpuSession {
+    fn new(cpu: Arc<Cpu>, programs: Vec<Arc<Program>>) -> Result<CpuSession, BackendError> {
+        let prepared: Vec<Vec<Box<dyn Kernel>>> =
+            programs.iter().map(|p| p.steps.iter().map(|step| prepare(&cpu, p, step)).collect()).collect();
+        let scratch = prepared.iter().flatten().map(|k| k.scratch_bytes()).max().unwrap_or(0);
+        let memory = Memory::new(&programs, scratch)?;
+        let programs = programs
+            .into_iter()
+            .zip(prepared)
+            .map(|(program, kernels)| {
+                let pointers = (0..program.graph.value_count()).map(Value::new);
+                let pointers = pointers
+                    .map(|v| program.places[v.index()].and_then(|_| memory.address(&program, v)))
+                    .map(|address| address.map_or(std::ptr::null_mut(), |a| memory.pointer(a)))
+                    .collect();
+                Prepared { program, kernels, table: Table(pointers) }
+            })
+            .collect();
+        Ok(CpuSession { cpu, memory, programs })
+    }
+
     fn run_step(&mut self, program: usize, step: usize) -> Result<(), BackendError> {
         let scratch = self.memory.scratch();
         let prepared = &self.programs[program];
@@ -106,16 +112,10 @@ impl CpuSession {
         unsafe { prepared.kernels[step].run(&self.cpu, &prepared.table, scratch) }
     }
 
-    /// The first element of a stored value that is not finite.
-    fn non_finite(&self, program: &Program, value: Value) -> Option<(usize, f32)> {
-        let ty = program.graph.ty(value);
-        let bytes = self.memory.bytes(self.memory.address(program, value)?, ty.bytes());
-        let float = |i: usize| match ty.dtype {
-            DType::F32 => f32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]),
-            _ => f32::from_bits(u32::from(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])) << 16),
-        };
-        let mut elements = (0..if ty.dtype.is_float() { ty.elements() } else { 0 }).map(|i| (i, float(i)));
-        elements.find(|(_, x)| !x.is_finite())
+    /// The bytes of a stored value.
+    fn stored(&self, program: &Program, value: Value) -> &[u8] {
+        let address = self.memory.address(program, value).expect("a stored value");
+        self.memory.bytes(address, program.graph.ty(value).bytes())
     }
 }
 
@@ -129,23 +129,27 @@ impl Session for CpuSession {
 
     fn run_checked(&mut self, program: usize) -> Result<Option<NonFinite>, BackendError> {
         let steps = self.programs[program].program.clone();
+        let mut suspect: Option<(Class, NonFinite)> = None;
         for (index, step) in steps.steps.iter().enumerate() {
+            let isolated = isolate(&steps, step);
+            // The step may write over what it reads.
+            let read: Vec<Vec<u8>> = isolated.reads.iter().map(|v| self.stored(&steps, *v).to_vec()).collect();
             self.run_step(program, index)?;
-            for value in &step.writes {
-                if let Some((index, element)) = self.non_finite(&steps, *value) {
-                    let node = steps.graph.producer(*value);
-                    return Ok(Some(NonFinite {
-                        op: steps.graph.node(node).op.name(),
-                        site: steps.graph.site(node).clone(),
-                        phase: steps.graph.node(node).phase,
-                        ty: steps.graph.ty(*value).clone(),
-                        index,
-                        value: element,
-                    }));
-                }
+            let graph = &steps.graph;
+            let harmed = |v: &Value, bytes: &[u8]| worse(graph, *v, bytes, Class::Finite);
+            let Some(made) = step.writes.iter().find_map(|v| harmed(v, self.stored(&steps, *v))) else { continue };
+            let inputs = isolated.reads.iter().zip(&read).filter(|(v, _)| matches!(graph.op_of(**v), Op::Source(_)));
+            let given = inputs.filter_map(|(v, bytes)| harmed(v, bytes)).next();
+            if let Some(origin) = origin(&self.cpu, isolated, &read)? {
+                return Ok(Some(origin));
+            }
+            // A mask of infinities has no origin: what is worse may follow.
+            let class = Class::of(made.value);
+            if suspect.as_ref().is_none_or(|(worst, _)| class > *worst) {
+                suspect = Some((class, given.unwrap_or(made)));
             }
         }
-        Ok(None)
+        Ok(suspect.map(|(_, found)| found))
     }
 
     fn run_timed(&mut self, program: usize) -> Result<Vec<f64>, BackendError> {
@@ -176,6 +180,86 @@ impl Session for CpuSession {
 
     fn allocation(&self) -> &Allocation {
         &self.memory.allocation
+    }
+}
+
+/// What a float is, in ascending order of harm.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Finite,
+    Infinite,
+    NaN,
+}
+
+impl Class {
+    fn of(x: f32) -> Class {
+        match x {
+            x if x.is_nan() => Class::NaN,
+            x if x.is_infinite() => Class::Infinite,
+            _ => Class::Finite,
+        }
+    }
+}
+
+/// The floats of a buffer; none for other types.
+fn floats<'a>(bytes: &'a [u8], ty: &Type) -> Box<dyn Iterator<Item = f32> + 'a> {
+    match ty.dtype {
+        DType::F32 => Box::new(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+        DType::BF16 => Box::new(bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32())),
+        DType::I32 | DType::U32 | DType::U8 | DType::Bool => Box::new(std::iter::empty()),
+    }
+}
+
+/// The first element of a value that is worse than `operands`, with where the value was made.
+fn worse(graph: &Graph, value: Value, bytes: &[u8], operands: Class) -> Option<NonFinite> {
+    let (node, ty) = (graph.producer(value), graph.ty(value));
+    let (index, element) = floats(bytes, ty).enumerate().find(|(_, x)| Class::of(*x) > operands)?;
+    let op = match &graph.node(node).op {
+        Op::Source(Source::Input { name, role, .. }) => format!("{} {name}", role.name()),
+        op => op.name().to_owned(),
+    };
+    let (site, phase) = (graph.site(node).clone(), graph.node(node).phase);
+    Some(NonFinite { op, site, phase, ty: ty.clone(), index, value: element })
+}
+
+/// Runs a step one node after the other, from what it read: the first node whose result is worse than its operands.
+/// Fusing changes no bit, so it meets what the step met.
+fn origin(cpu: &Arc<Cpu>, isolated: Isolated, read: &[Vec<u8>]) -> Result<Option<NonFinite>, BackendError> {
+    let program = Arc::new(lower(isolated.graph, false));
+    let graph = &program.graph;
+    let mut session = CpuSession::new(cpu.clone(), vec![program.clone()])?;
+    let mut classes = vec![Class::Finite; graph.value_count()];
+    let worst = |bytes: &[u8], ty: &Type| floats(bytes, ty).map(Class::of).max().unwrap_or(Class::Finite);
+    for (value, bytes) in isolated.reads.iter().zip(read) {
+        let name = name(*value);
+        session.input_mut(&name).expect("an input of the graph").copy_from_slice(bytes);
+        let input = graph.input(&name).expect("as above");
+        classes[input.index()] = worst(bytes, graph.ty(input));
+    }
+    for (index, step) in program.steps.iter().enumerate() {
+        session.run_step(0, index)?;
+        for node in &step.nodes {
+            let operands = graph.node(*node).inputs.iter().map(|v| class(graph, &classes, *v)).max();
+            let operands = operands.unwrap_or(Class::Finite);
+            for value in graph.node(*node).outputs() {
+                let bytes = session.stored(&program, value);
+                if let Some(found) = worse(graph, value, bytes, operands) {
+                    return Ok(Some(found));
+                }
+                classes[value.index()] = worst(bytes, graph.ty(value));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The class of an operand: that of the stored value that it is a view of.
+fn class(graph: &Graph, stored: &[Class], value: Value) -> Class {
+    let node = graph.node(graph.producer(value));
+    match &node.op {
+        Op::Source(Source::Constant { value, .. }) => Class::of(*value as f32),
+        Op::View(_) => node.inputs.iter().map(|v| class(graph, stored, *v)).max().unwrap_or(Class::Finite),
+        _ => stored[value.index()],
     }
 }
 

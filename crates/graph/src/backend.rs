@@ -31,7 +31,8 @@ pub trait Session: Send {
     /// Runs a program.
     fn run(&mut self, program: usize) -> Result<(), BackendError>;
 
-    /// Runs a program step by step and reports the first value that is not finite.
+    /// Runs a program step by step and reports the first operation that makes infinity or NaN of operands that are free
+    /// of it. Where there is none, an input is to blame.
     fn run_checked(&mut self, program: usize) -> Result<Option<NonFinite>, BackendError>;
 
     /// Runs a program and returns the seconds that each of its steps took.
@@ -114,8 +115,8 @@ pub fn input_buffers(programs: &[Arc<Program>]) -> Vec<InputBuffer> {
 /// Where a value stopped being finite.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NonFinite {
-    /// The operation.
-    pub op: &'static str,
+    /// The operation, or the input with its role.
+    pub op: String,
     /// Where it was built.
     pub site: Site,
     /// Forward, backward or update.

@@ -67,6 +67,11 @@ pub enum Event<'a> {
         /// What is known of it.
         trial: &'a Trial,
     },
+    /// A trial did better than the run's own training and is its result.
+    Chosen {
+        /// Its number, from 0.
+        trial: u64,
+    },
     /// The goals were looked at.
     Judged {
         /// Met or not.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tenon_data::{DataError, Facts, save_tokenizer};
 use tenon_graph::backend::Backend;
 use tenon_nn::generate::{Generator, Sampling};
-use tenon_nn::{Model, ModelError, export, load_safetensors, open};
+use tenon_nn::{ModelError, export, load_safetensors, open};
 
 use crate::checkpoint::Checkpoints;
 use crate::experiment::{Experiment, Objective, Problems};
@@ -19,7 +19,7 @@ use crate::goal::{Better, Verdict};
 use crate::metrics::{Kind, MetricsLog, Record, read};
 use crate::plan::PlanError;
 use crate::report::{Planned, Report, Unit};
-use crate::run_folder::{RunError, RunFolder};
+use crate::run_folder::{Origin, RunError, RunFolder};
 use crate::setup::{Setup, SetupError};
 use crate::trainer::{TrainError, Trainer};
 use crate::tune::{Status, Trial, best, is_poor, sample};
@@ -111,7 +111,6 @@ pub struct Outcome {
 
 /// Weights at the end of a training run.
 struct Candidate {
-    model: Model,
     values: Vec<Vec<f32>>,
     trained: Trained,
     planned: Vec<Planned>,
@@ -122,12 +121,9 @@ struct Candidate {
 /// # Errors
 /// See [`RunFailure`]. Checkpoints that have been written stay, and the same call goes on from them.
 pub fn run(setup: &Setup, job: &Job<'_>, whole: bool, observer: &mut dyn Observer) -> Result<Outcome, RunFailure> {
-    let architecture = &setup.model.architecture;
-    let own = setup.experiment.model.file(&setup.origin);
-    let own = own.as_deref().map(|file| (file, &*architecture.text));
-    let (folder, _) = RunFolder::open(job.folder, &setup.experiment, &setup.origin, own)?;
+    let folder = begin(setup, job, job.folder)?;
     let goals = &setup.experiment.goal;
-    let mut candidate = train(setup, job, &folder, observer, &mut |_, _| false)?;
+    let candidate = train(setup, job, &folder, observer, &mut |_, _| false)?;
     let mut verdict = Verdict::of(goals, &candidate.trained.metrics);
     let ended = candidate.trained.ended;
     if ended == Ended::Interrupted || !whole {
@@ -135,32 +131,66 @@ pub fn run(setup: &Setup, job: &Job<'_>, whole: bool, observer: &mut dyn Observe
     }
     observer.event(Event::Judged { verdict: &verdict });
     let mut trials = Vec::new();
+    let mut chosen = None;
     if !verdict.met() && setup.experiment.tune.is_some() {
-        let found = search(setup, job, &folder, verdict.distance(), &mut trials, observer)?;
-        if let Some(better) = found {
-            candidate = better;
-            verdict = Verdict::of(goals, &candidate.trained.metrics);
+        chosen = search(setup, job, &folder, verdict.distance(), &mut trials, observer)?;
+        if let Some(trial) = &chosen {
+            verdict = Verdict::of(goals, &trial.candidate.trained.metrics);
         }
-        if job.stop.load(std::sync::atomic::Ordering::Relaxed) {
-            return Ok(Outcome { ended: Ended::Interrupted, verdict, metrics: candidate.trained.metrics });
-        }
+    }
+    folder.choose(chosen.as_ref().map(|trial| trial.number))?;
+    let mut result = Finished { setup, folder: &folder, candidate: &candidate };
+    if let Some(Attempt { number, setup, folder, candidate }) = &chosen {
+        observer.event(Event::Chosen { trial: *number });
+        result = Finished { setup, folder, candidate };
+    }
+    let metrics = result.candidate.trained.metrics.clone();
+    if job.stop.load(std::sync::atomic::Ordering::Relaxed) {
+        return Ok(Outcome { ended: Ended::Interrupted, verdict, metrics });
+    }
+    if !trials.is_empty() {
         observer.event(Event::Judged { verdict: &verdict });
     }
-    if let Some(text) = generate(setup, &candidate, job)? {
-        let step = setup.steps;
-        let (mut log, records) = MetricsLog::resume(&folder.metrics(), step)?;
+    if let Some(text) = generate(&result, job)? {
+        let step = result.setup.steps;
+        let (mut log, records) = MetricsLog::resume(&result.folder.metrics(), step)?;
         if !records.iter().any(|r| r.kind == Kind::Sample) {
             log.append(&Record { text: Some(text.clone()), ..Record::new(step, Kind::Sample, []) })?;
         }
         observer.event(Event::Sampled { text: &text });
     }
     if !setup.experiment.deploy.export.is_empty() {
-        let difference = deploy(setup, &candidate.model, &candidate.values, &folder.export())?;
+        let difference = deploy(result.setup, &result.candidate.values, &folder.export())?;
         observer.event(Event::Exported { folder: &folder.export(), difference });
     }
-    report(setup, job, &candidate, &verdict, trials, &folder)?;
-    observer.event(Event::Reported { file: &folder.report() });
-    Ok(Outcome { ended, verdict, metrics: candidate.trained.metrics })
+    let title = setup.name() + &chosen.as_ref().map_or(String::new(), |trial| format!(", trial {}", trial.number));
+    let file = folder.report();
+    let page = report(&result, job, title, &verdict, trials)?.html();
+    replace_file(&Disk, &file, page.as_bytes()).map_err(FileError::of("write", &file))?;
+    observer.event(Event::Reported { file: &file });
+    Ok(Outcome { ended, verdict, metrics })
+}
+
+/// A training run that has ended.
+#[derive(Clone, Copy)]
+struct Finished<'a> {
+    setup: &'a Setup,
+    folder: &'a RunFolder,
+    candidate: &'a Candidate,
+}
+
+/// Opens the folder of a run.
+fn begin(setup: &Setup, job: &Job<'_>, path: &Path) -> Result<RunFolder, RunError> {
+    let file = setup.experiment.model.file(&setup.origin);
+    let file = file.as_deref().map(|file| (file, &*setup.model.architecture.text));
+    let origin = Origin {
+        experiment: setup.origin.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        machine: job.backend.describe(),
+        data: setup.data.checksum().into(),
+        seed: setup.experiment.train.seed,
+    };
+    RunFolder::open(path, &setup.experiment, &origin, file).map(|(folder, _)| folder)
 }
 
 /// Plans and trains one experiment in its folder.
@@ -200,7 +230,7 @@ fn train(
         },
     ];
     let values = weights(setup, &trainer);
-    Ok(Candidate { model: setup.model.clone(), values, trained, planned })
+    Ok(Candidate { values, trained, planned })
 }
 
 /// The weights of a run as its newest sound checkpoint has them, measured on the held-out data.
@@ -219,7 +249,7 @@ pub fn evaluate(setup: &Setup, job: &Job<'_>) -> Result<(u64, BTreeMap<String, f
 pub fn export_run(setup: &Setup, job: &Job<'_>, folder: &Path) -> Result<f64, RunFailure> {
     let (trainer, _) = restore(setup, job)?;
     let values = weights(setup, &trainer);
-    deploy(setup, &setup.model, &values, folder)
+    deploy(setup, &values, folder)
 }
 
 fn restore<'a>(setup: &'a Setup, job: &Job<'_>) -> Result<(Trainer<'a>, u64), RunFailure> {
@@ -260,10 +290,10 @@ fn search(
     distance: f64,
     trials: &mut Vec<Trial>,
     observer: &mut dyn Observer,
-) -> Result<Option<Candidate>, RunFailure> {
+) -> Result<Option<Attempt>, RunFailure> {
     let Some(tune) = &setup.experiment.tune else { return Ok(None) };
     let began = Instant::now();
-    let mut found: Option<(u64, Candidate)> = None;
+    let mut found: Option<Attempt> = None;
     for number in 0..tune.trials {
         let assignment = sample(tune, setup.experiment.train.seed, number);
         observer.event(Event::Trial { trial: number, assignment: &assignment });
@@ -283,16 +313,12 @@ fn search(
                     trial.status = Status::Refused { reason };
                 }
                 None => {
-                    let candidate = attempt(setup, job, &path, &mut trial, trials, observer)?;
-                    if let Some(candidate) = candidate {
-                        if candidate.trained.ended == Ended::Interrupted {
-                            return Ok(found.map(|(_, candidate)| candidate));
+                    if let Some(ended) = attempt(setup, job, &path, &mut trial, trials, observer)? {
+                        if ended.candidate.trained.ended == Ended::Interrupted {
+                            break;
                         }
-                        let better = found.as_ref().is_none_or(|(best, _)| {
-                            trials.iter().find(|t| t.trial == *best).is_none_or(|t| trial.score() < t.score())
-                        });
-                        if trial.status == Status::Finished && better {
-                            found = Some((number, candidate));
+                        if trial.status == Status::Finished && best(trials).is_none_or(|t| trial.score() < t.score()) {
+                            found = Some(ended);
                         }
                     }
                 }
@@ -310,7 +336,7 @@ fn search(
     }
     let Some(winner) = best(trials).filter(|t| t.score() < distance) else { return Ok(None) };
     match found {
-        Some((number, candidate)) if number == winner.trial => Ok(Some(candidate)),
+        Some(found) if found.number == winner.trial => Ok(Some(found)),
         // It ran in an earlier process: its checkpoints have its weights.
         _ => {
             let mut again = winner.clone();
@@ -327,6 +353,14 @@ fn stored_trial(path: &Path) -> Result<Option<Trial>, RunFailure> {
     Trial::parse(&text).map(Some).map_err(|e| RunFailure::Search(format!("{}: {e}", path.display())))
 }
 
+/// A trial that ran.
+struct Attempt {
+    number: u64,
+    setup: Setup,
+    folder: RunFolder,
+    candidate: Candidate,
+}
+
 /// One trial; what it learnt is in `trial`, and `None` comes back if it did not run to an end.
 fn attempt(
     setup: &Setup,
@@ -335,7 +369,7 @@ fn attempt(
     trial: &mut Trial,
     earlier: &[Trial],
     observer: &mut dyn Observer,
-) -> Result<Option<Candidate>, RunFailure> {
+) -> Result<Option<Attempt>, RunFailure> {
     let began = Instant::now();
     let mut experiment: Experiment = setup.experiment.with(&trial.assignment)?;
     experiment.tune = None;
@@ -348,9 +382,7 @@ fn attempt(
         }
         Err(other) => return Err(other.into()),
     }
-    let file = own.experiment.model.file(&own.origin);
-    let file = file.as_deref().map(|file| (file, &*own.model.architecture.text));
-    let (folder, _) = RunFolder::open(path, &own.experiment, &own.origin, file)?;
+    let folder = begin(&own, job, path)?;
     let rule = setup.experiment.tune.as_ref().and_then(|t| t.stop_poor.clone());
     let goals = &setup.experiment.goal;
     let mut scores = Vec::new();
@@ -367,7 +399,7 @@ fn attempt(
             if candidate.trained.ended == Ended::Poor {
                 trial.status = Status::Stopped;
             }
-            Ok(Some(candidate))
+            Ok(Some(Attempt { number: trial.trial, setup: own, folder, candidate }))
         }
         Err(RunFailure::Train(TrainError::NonFinite(diverged))) => {
             trial.scores = scores;
@@ -379,7 +411,8 @@ fn attempt(
 }
 
 /// The text that the experiment wants generated.
-fn generate(setup: &Setup, candidate: &Candidate, job: &Job<'_>) -> Result<Option<String>, RunFailure> {
+fn generate(run: &Finished<'_>, job: &Job<'_>) -> Result<Option<String>, RunFailure> {
+    let setup = run.setup;
     let (Some(wanted), Some(tokenizer)) = (&setup.experiment.train.sample, setup.data.tokenizer()) else {
         return Ok(None);
     };
@@ -389,7 +422,7 @@ fn generate(setup: &Setup, candidate: &Candidate, job: &Job<'_>) -> Result<Optio
     let broken = |e: Box<dyn std::error::Error + Send + Sync>| ModelError::new(format!("tokenizer: {e}"));
     let prompt = tokenizer.encode(wanted.prompt.as_str(), false).map_err(broken)?.get_ids().to_vec();
     let context = setup.data.facts().context.unwrap_or(prompt.len() + wanted.tokens as usize);
-    let mut generator = Generator::new(&candidate.model, &candidate.values, job.backend, context)?;
+    let mut generator = Generator::new(&setup.model, &run.candidate.values, job.backend, context)?;
     let sampling = Sampling {
         temperature: wanted.temperature,
         top_k: wanted.top_k.map(|k| k as usize),
@@ -401,8 +434,8 @@ fn generate(setup: &Setup, candidate: &Candidate, job: &Job<'_>) -> Result<Optio
 }
 
 /// Exports a model, reads it again and returns the greatest difference of a weight.
-fn deploy(setup: &Setup, model: &Model, values: &[Vec<f32>], folder: &Path) -> Result<f64, RunFailure> {
-    export(model, values, folder, &[])?;
+fn deploy(setup: &Setup, values: &[Vec<f32>], folder: &Path) -> Result<f64, RunFailure> {
+    export(&setup.model, values, folder, &[])?;
     if let Some(tokenizer) = setup.data.tokenizer() {
         save_tokenizer(tokenizer, &folder.join("tokenizer.json"))?;
     }
@@ -419,24 +452,24 @@ fn deploy(setup: &Setup, model: &Model, values: &[Vec<f32>], folder: &Path) -> R
 }
 
 fn report(
-    setup: &Setup,
+    run: &Finished<'_>,
     job: &Job<'_>,
-    candidate: &Candidate,
+    title: String,
     verdict: &Verdict,
     trials: Vec<Trial>,
-    folder: &RunFolder,
-) -> Result<(), RunFailure> {
+) -> Result<Report, RunFailure> {
+    let setup = run.setup;
     let facts: &Facts = setup.data.facts();
     let data = match facts.train.tokens {
         0 => format!("{} samples to train, {} held out", facts.train.samples, facts.validation.samples),
         tokens => format!("{tokens} tokens to train, {} held out", facts.validation.tokens),
     };
-    let page = Report {
-        title: setup.name(),
-        subtitle: format!("{} · {} parameters · {data}", candidate.model, candidate.model.parameter_count()),
+    Ok(Report {
+        title,
+        subtitle: format!("{} · {} parameters · {data}", setup.model, setup.model.parameter_count()),
         verdict: verdict.clone(),
-        plan: candidate.planned.clone(),
-        records: read(&folder.metrics())?,
+        plan: run.candidate.planned.clone(),
+        records: read(&run.folder.metrics())?,
         trials,
         environment: vec![
             ("machine".into(), job.backend.describe()),
@@ -445,9 +478,7 @@ fn report(
             ("seed".into(), setup.experiment.train.seed.to_string()),
         ],
         experiment: setup.experiment.frozen(),
-    };
-    let file: PathBuf = folder.report();
-    Ok(replace_file(&Disk, &file, page.html().as_bytes()).map_err(FileError::of("write", &file))?)
+    })
 }
 
 /// The line of the process's status that tells its greatest resident memory.

@@ -3,13 +3,14 @@
 //! ```text
 //! runs/moby-dick/
 //!   experiment.toml   the frozen experiment: every default written out
-//!   run.json          where the experiment came from, the version that began the run
+//!   run.json          where the run came from: experiment file, version, machine, data, seed
 //!   model.star        the architecture, if it is the user's own
 //!   metrics.jsonl     what was measured
 //!   events/           TensorBoard event files
 //!   checkpoints/      step-00000200/ ...
 //!   export/           the model to use
 //!   trials/           0000/ ... each a run folder of its own
+//!   result.json       the trial that is the run's result, if one is
 //!   report.html
 //!   lock              held by the process that writes here
 //! ```
@@ -39,6 +40,18 @@ pub struct Origin {
     pub experiment: PathBuf,
     /// The version of Tenon that began the run.
     pub version: String,
+    /// The machine that it began on, as its backend describes itself.
+    pub machine: String,
+    /// The checksum of the data.
+    pub data: String,
+    /// The seed of weights, order of samples, dropout and trials.
+    pub seed: u64,
+}
+
+/// What `result.json` tells.
+#[derive(Serialize, Deserialize)]
+struct Chosen {
+    trial: u64,
 }
 
 /// Whether a run begins or goes on.
@@ -86,8 +99,8 @@ pub enum RunError {
 }
 
 impl RunFolder {
-    /// Opens `path` for a run of `experiment`, which was read from the file `origin`: makes the folder, or goes on in it if
-    /// the experiment is the same. Keys that change no weight ([`FREE_KEYS`]) may differ and are stored anew. `model` is
+    /// Opens `path` for a run of `experiment`: makes the folder and notes `origin`, or goes on in it if the experiment is
+    /// the same. Keys that change no weight ([`FREE_KEYS`]) may differ and are stored anew. `model` is
     /// the file of the user's own architecture and its text.
     ///
     /// # Errors
@@ -95,7 +108,7 @@ impl RunFolder {
     pub fn open(
         path: &Path,
         experiment: &Experiment,
-        origin: &Path,
+        origin: &Origin,
         model: Option<(&Path, &str)>,
     ) -> Result<(RunFolder, Opened), RunError> {
         fs::create_dir_all(path).map_err(FileError::of("create", path))?;
@@ -122,10 +135,9 @@ impl RunFolder {
             }
             write(&copy, text.as_bytes())?;
         }
-        let origin = Origin { experiment: origin.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
         if opened == Opened::New {
             let bytes =
-                serde_json::to_vec_pretty(&origin).map_err(|error| FileError::of("write", path)(error.into()))?;
+                serde_json::to_vec_pretty(origin).map_err(|error| FileError::of("write", path)(error.into()))?;
             write(&path.join("run.json"), &bytes)?;
         }
         // The experiment comes last: it is what makes the folder one of a run.
@@ -189,13 +201,52 @@ impl RunFolder {
 
     /// The run folder of a trial.
     pub fn trial(&self, trial: u64) -> PathBuf {
-        self.path.join("trials").join(format!("{trial:04}"))
+        trial_folder(&self.path, trial)
+    }
+
+    /// Notes which trial is the run's result; without one, the run's own training is.
+    ///
+    /// # Errors
+    /// A file operation.
+    pub fn choose(&self, trial: Option<u64>) -> Result<(), FileError> {
+        let file = self.path.join(RESULT);
+        match trial {
+            Some(trial) => {
+                let bytes = serde_json::to_vec(&Chosen { trial })
+                    .map_err(|error| FileError::of("write", &file)(error.into()))?;
+                replace_file(&Disk, &file, &bytes).map_err(FileError::of("write", &file))
+            }
+            None if file.exists() => fs::remove_file(&file).map_err(FileError::of("remove", &file)),
+            None => Ok(()),
+        }
     }
 
     /// The report.
     pub fn report(&self) -> PathBuf {
         self.path.join("report.html")
     }
+}
+
+/// The file that tells which trial is the run's result.
+const RESULT: &str = "result.json";
+
+fn trial_folder(run: &Path, trial: u64) -> PathBuf {
+    run.join("trials").join(format!("{trial:04}"))
+}
+
+/// The run folder with the result of the run in `folder`: that of the trial that won, with its number, or `folder` itself.
+///
+/// # Errors
+/// A record that cannot be read.
+pub fn result_of(folder: &Path) -> Result<(PathBuf, Option<u64>), FileError> {
+    let path = folder.join(RESULT);
+    if !path.exists() {
+        return Ok((folder.to_owned(), None));
+    }
+    let bytes = fs::read(&path).map_err(FileError::of("read", &path))?;
+    let Chosen { trial } =
+        serde_json::from_slice(&bytes).map_err(|error| FileError::of("read", &path)(error.into()))?;
+    Ok((trial_folder(folder, trial), Some(trial)))
 }
 
 /// The frozen experiment in a run folder, for those that only read; `None` if there is no run in it.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tenon_train::experiment::Experiment;
-use tenon_train::run_folder::{Opened, RunError, RunFolder, read_experiment, read_origin};
+use tenon_train::run_folder::{Opened, Origin, RunError, RunFolder, read_experiment, read_origin, result_of};
 
 fn experiment(set: &[&str]) -> Experiment {
     let set: Vec<String> = set.iter().map(|option| option.to_string()).collect();
@@ -13,8 +13,18 @@ fn experiment(set: &[&str]) -> Experiment {
     Experiment::parse(text, "a.toml", &set).unwrap()
 }
 
+fn origin() -> Origin {
+    Origin {
+        experiment: "recipes/a.toml".into(),
+        version: "0.1.0".into(),
+        machine: "a processor, portable, 2 threads".into(),
+        data: "5e1f".into(),
+        seed: 3,
+    }
+}
+
 fn open(path: &Path, set: &[&str]) -> Result<(RunFolder, Opened), RunError> {
-    RunFolder::open(path, &experiment(set), Path::new("recipes/a.toml"), None)
+    RunFolder::open(path, &experiment(set), &origin(), None)
 }
 
 fn snapshot(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
@@ -35,14 +45,33 @@ fn a_run_begins_and_goes_on() {
     let (folder, opened) = open(&path, &[]).unwrap();
     assert_eq!(opened, Opened::New);
     assert_eq!(read_experiment(&path).unwrap(), Some(experiment(&[])));
-    assert_eq!(read_origin(&path).unwrap().experiment, Path::new("recipes/a.toml"));
+    assert_eq!(read_origin(&path).unwrap(), origin());
     fs::create_dir(folder.checkpoints()).unwrap();
     drop(folder);
     assert_eq!(open(&path, &[]).unwrap().1, Opened::Resumed);
     let (folder, opened) = open(&path, &["train.memory=2GiB", "train.threads=1", "goal.val_loss={at_most=1}"]).unwrap();
     assert_eq!(opened, Opened::Resumed);
     assert!(fs::read_to_string(folder.experiment()).unwrap().contains("memory = \"2GiB\""));
-    assert_eq!(RunFolder::open(&folder.trial(3), &experiment(&[]), Path::new("a"), None).unwrap().1, Opened::New);
+    assert_eq!(RunFolder::open(&folder.trial(3), &experiment(&[]), &origin(), None).unwrap().1, Opened::New);
+}
+
+#[test]
+fn the_result_is_the_run_or_the_trial_that_was_chosen_last() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, _) = open(parent.path(), &[]).unwrap();
+    let run = || result_of(parent.path()).unwrap();
+    assert_eq!(run(), (parent.path().to_owned(), None));
+    for trial in [3, 12] {
+        folder.choose(Some(trial)).unwrap();
+        assert_eq!(run(), (folder.trial(trial), Some(trial)));
+    }
+    drop(folder);
+    let (folder, opened) = open(parent.path(), &[]).unwrap();
+    assert_eq!((opened, run().1), (Opened::Resumed, Some(12)));
+    fs::write(parent.path().join("result.json"), "{\"trial\": ").unwrap();
+    assert!(result_of(parent.path()).unwrap_err().to_string().contains("result.json"));
+    folder.choose(None).unwrap();
+    assert_eq!(run(), (parent.path().to_owned(), None));
 }
 
 #[test]
@@ -68,8 +97,7 @@ fn another_experiment_is_refused_with_what_differs() {
 #[test]
 fn another_text_of_the_architecture_is_refused() {
     let parent = tempfile::tempdir().unwrap();
-    let open =
-        |text| RunFolder::open(parent.path(), &experiment(&[]), Path::new("a.toml"), Some((Path::new("m.star"), text)));
+    let open = |text| RunFolder::open(parent.path(), &experiment(&[]), &origin(), Some((Path::new("m.star"), text)));
     let (folder, _) = open("one").unwrap();
     assert_eq!(fs::read_to_string(folder.model()).unwrap(), "one");
     drop(folder);

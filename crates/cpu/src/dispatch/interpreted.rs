@@ -3,7 +3,7 @@
 use tenon_graph::backend::BackendError;
 use tenon_graph::dim::Bindings;
 use tenon_graph::graph::{Graph, Value};
-use tenon_graph::lower::isolate::{isolate, name};
+use tenon_graph::lower::isolate::{Isolated, isolate, name};
 use tenon_graph::lower::{Program, Step};
 use tenon_graph::reference::{Array, Inputs, Precision, evaluate};
 use tenon_graph::types::{DType, Type};
@@ -22,10 +22,9 @@ pub struct Interpreted {
 impl Interpreted {
     /// The step.
     pub fn new(program: &Program, step: &Step) -> Interpreted {
-        let graph = isolate(program, step);
+        let Isolated { graph, reads } = isolate(program, step);
         let typed = |v: Value| (v, program.graph.ty(v).clone());
-        let values = (0..program.graph.value_count()).map(Value::new);
-        let reads = values.filter(|v| graph.input(&name(*v)).is_some()).map(typed).collect();
+        let reads = reads.into_iter().map(typed).collect();
         Interpreted { reads, writes: step.writes.iter().map(|v| typed(*v)).collect(), graph }
     }
 }

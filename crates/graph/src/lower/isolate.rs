@@ -12,36 +12,48 @@ pub fn name(value: Value) -> String {
     format!("v{}", value.index())
 }
 
-/// The graph of a step: its inputs are the stored values that it reads, its results the values that it writes, both
-/// called by [`name`]. Nodes keep their sites.
-pub fn isolate(program: &Program, step: &Step) -> Graph {
+/// A step as a graph of its own.
+pub struct Isolated {
+    /// The graph: its inputs are the stored values that the step reads, its results the values that it writes, both called
+    /// by [`name`]. Nodes keep their order and their sites.
+    pub graph: Graph,
+    /// The values that it reads.
+    pub reads: Vec<Value>,
+}
+
+/// The graph of a step.
+pub fn isolate(program: &Program, step: &Step) -> Isolated {
     let b = Builder::new();
-    let mut isolated = Isolated { program, step, builder: &b, done: BTreeMap::new() };
+    let mut copy = Copy { program, step, builder: &b, done: BTreeMap::new(), reads: Vec::new() };
     match &step.work {
         // The copy of an update has no node: its source is the new value.
         Work::Copy { source, target } if step.nodes.is_empty() => {
-            let copied = isolated.operand(source.root).reshape(program.graph.ty(*target).shape.clone());
+            let copied = copy.operand(source.root).reshape(program.graph.ty(*target).shape.clone());
             b.output(&name(*target), copied);
         }
         _ => {
+            for value in step.nodes.iter().flat_map(|node| program.graph.node(*node).outputs()) {
+                copy.made(value);
+            }
             for value in &step.writes {
-                let result = isolated.made(*value);
+                let result = copy.made(*value);
                 b.output(&name(*value), result);
             }
         }
     }
-    drop(isolated);
-    b.finish().expect("the nodes of a program fit together")
+    let reads = copy.reads;
+    Isolated { graph: b.finish().expect("the nodes of a program fit together"), reads }
 }
 
-struct Isolated<'a, 'g> {
+struct Copy<'a, 'g> {
     program: &'a Program,
     step: &'a Step,
     builder: &'g Builder,
     done: BTreeMap<Value, Tensor<'g>>,
+    reads: Vec<Value>,
 }
 
-impl<'g> Isolated<'_, 'g> {
+impl<'g> Copy<'_, 'g> {
     /// A value as an operand: read if another step stored it.
     fn operand(&mut self, value: Value) -> Tensor<'g> {
         if let Some(tensor) = self.done.get(&value) {
@@ -53,6 +65,7 @@ impl<'g> Isolated<'_, 'g> {
         if elsewhere || matches!(graph.node(node).op, Op::Source(Source::Input { .. })) {
             let tensor = self.builder.input(&name(value), Role::Data, graph.ty(value).clone());
             self.done.insert(value, tensor);
+            self.reads.push(value);
             return tensor;
         }
         self.made(value)
