@@ -172,7 +172,8 @@ impl<'g> Backward<'g> {
         } else if let Some(dy) = gradients[0] {
             if let (Op::Gather(Gather::Rows), Some(sum)) = (&data.op, self.gradient(data.inputs[0])) {
                 // Few rows of a large table: no zeros around them, and no sum of two whole tables.
-                self.found[data.inputs[0].index()] = Some(dy.scatter_add_rows_onto(inputs[1], sum));
+                let sum = dy.scatter_add_rows_onto(inputs[1], sum);
+                *self.place(data.inputs[0]) = Some(Gradient::Sum(sum));
                 return;
             }
             let wanted: SmallVec<[bool; 4]> = data.inputs.iter().map(|v| self.wanted[v.index()]).collect();
