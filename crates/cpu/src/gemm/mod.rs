@@ -18,6 +18,7 @@ pub(crate) mod micro;
 pub(crate) mod pack;
 mod plan;
 mod simd;
+mod square;
 
 use crate::isa::{Cpu, Isa};
 use plan::Plan;

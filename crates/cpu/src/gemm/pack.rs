@@ -7,6 +7,7 @@ use super::Float;
 use super::bf16::{Lowest, widen_flushed};
 use super::micro::{Kernels, Lane, ROWS};
 use super::plan::{ALIGN, KBlocks};
+use super::square::Square;
 use crate::isa::Isa;
 use crate::simd::fetch;
 use std::ops::Range;
@@ -259,32 +260,6 @@ impl PackedRows {
     }
 }
 
-/// A vector of `N` lanes, and the transposition of `N` of them.
-trait Square<const N: usize>: Copy {
-    fn new(lanes: [u32; N]) -> Self;
-    unsafe fn transpose(rows: &mut [Self; N]);
-    unsafe fn store(self, dst: *mut u32);
-}
-
-impl Square<8> for [u32; 8] {
-    #[inline(always)]
-    fn new(lanes: [u32; 8]) -> Self {
-        lanes
-    }
-
-    #[inline(always)]
-    unsafe fn transpose(rows: &mut [Self; 8]) {
-        let old = *rows;
-        *rows = std::array::from_fn(|i| std::array::from_fn(|j| old[j][i]));
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, dst: *mut u32) {
-        // SAFETY: the caller's.
-        unsafe { dst.cast::<[u32; 8]>().write_unaligned(self) };
-    }
-}
-
 /// The kind of lane as a constant in each arm: the loops are compiled for it.
 #[inline(always)]
 unsafe fn pack<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {
@@ -531,92 +506,8 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
 mod x86 {
     //! x86-64. SAFETY of every block below: the caller vouches for the instruction set and the pointers; see
     //! [`super::Pack`].
-    use super::{Lane, Lowest, Order, Source, Square, pack};
+    use super::{Lane, Lowest, Order, Source, pack};
     use std::arch::x86_64::*;
-
-    impl Square<8> for __m256i {
-        #[inline(always)]
-        fn new(lanes: [u32; 8]) -> Self {
-            // SAFETY: both are 32 bytes of plain numbers.
-            unsafe { std::mem::transmute::<[u32; 8], __m256i>(lanes) }
-        }
-
-        #[inline(always)]
-        unsafe fn transpose(r: &mut [Self; 8]) {
-            // SAFETY: the module's argument.
-            unsafe {
-                let mut t = *r;
-                for i in 0..4 {
-                    t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-                    t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-                }
-                for i in [0, 4] {
-                    r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-                    r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-                    r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-                    r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-                }
-                // r[i + c] holds column c of rows i..i + 4 in its low half, column c + 4 in its high half.
-                for c in 0..4 {
-                    t[c] = _mm256_permute2x128_si256::<0x20>(r[c], r[4 + c]);
-                    t[c + 4] = _mm256_permute2x128_si256::<0x31>(r[c], r[4 + c]);
-                }
-                *r = t;
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, dst: *mut u32) {
-            // SAFETY: the module's argument.
-            unsafe { _mm256_storeu_si256(dst.cast(), self) };
-        }
-    }
-
-    impl Square<16> for __m512i {
-        #[inline(always)]
-        fn new(lanes: [u32; 16]) -> Self {
-            // SAFETY: both are 64 bytes of plain numbers.
-            unsafe { std::mem::transmute::<[u32; 16], __m512i>(lanes) }
-        }
-
-        #[inline(always)]
-        unsafe fn transpose(r: &mut [Self; 16]) {
-            // SAFETY: the module's argument.
-            unsafe {
-                let mut t = *r;
-                for i in 0..8 {
-                    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-                    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-                }
-                for i in [0, 4, 8, 12] {
-                    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-                    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-                    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-                    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-                }
-                // r[i + c] holds, in its quarter q, column 4 q + c of rows i..i + 4.
-                for c in 0..4 {
-                    let top =
-                        [_mm512_shuffle_i32x4::<0x88>(r[c], r[4 + c]), _mm512_shuffle_i32x4::<0xdd>(r[c], r[4 + c])];
-                    let low = [
-                        _mm512_shuffle_i32x4::<0x88>(r[8 + c], r[12 + c]),
-                        _mm512_shuffle_i32x4::<0xdd>(r[8 + c], r[12 + c]),
-                    ];
-                    for q in 0..2 {
-                        t[4 * q + c] = _mm512_shuffle_i32x4::<0x88>(top[q], low[q]);
-                        t[4 * q + 8 + c] = _mm512_shuffle_i32x4::<0xdd>(top[q], low[q]);
-                    }
-                }
-                *r = t;
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, dst: *mut u32) {
-            // SAFETY: the module's argument.
-            unsafe { _mm512_storeu_si512(dst.cast(), self) };
-        }
-    }
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn pack_avx2(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {

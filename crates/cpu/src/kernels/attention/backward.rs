@@ -38,7 +38,7 @@ struct Layout {
 
 impl Layout {
     fn new(sizes: &Sizes) -> Layout {
-        let tiles = if sizes.g == 0 { 0 } else { sizes.h / sizes.g * sizes.t.div_ceil(QUERIES) };
+        let tiles = sizes.h.checked_div(sizes.g).unwrap_or(0) * sizes.t.div_ceil(QUERIES);
         let parts = TASKS.div_ceil((sizes.b * sizes.g).max(1)).min(tiles / PART_TILES).max(1);
         Layout { sizes: *sizes, padded: sizes.d.next_multiple_of(LANES), tiles, parts }
     }
