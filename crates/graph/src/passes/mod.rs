@@ -5,6 +5,7 @@ pub mod bind;
 pub mod common;
 pub mod expand;
 pub mod fold;
+pub mod mixing;
 pub mod mode;
 pub mod pipeline;
 pub mod precision;
