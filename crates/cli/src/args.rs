@@ -25,7 +25,7 @@ pub enum Command {
     )]
     Run(RunArgs),
     /// Only train and evaluate an experiment: no tuning, no export
-    #[command(after_help = "Example:\n  tenon train recipes/digits.toml --out runs/quick --set train.steps=100")]
+    #[command(after_help = "Example:\n  tenon train recipes/digits.toml --out runs/quick --set train.epochs=2")]
     Train(RunArgs),
     /// Time every part of a training step and tell what bounds it
     #[command(after_help = "Example:\n  tenon profile recipes/moby-dick.toml --set train.precision=f32")]

@@ -29,7 +29,7 @@ pub fn read(path: &Path) -> Result<Vec<NamedTensor>, ModelError> {
         SafeTensors::deserialize(&bytes).map_err(|e| wrong(path, format_args!("is no safetensors file: {e}")))?;
     let mut tensors = Vec::new();
     for (name, view) in file.tensors() {
-        let values = decode(&view).ok_or_else(|| {
+        let values = Values::decode(view.dtype(), view.data()).ok_or_else(|| {
             wrong(
                 path,
                 format_args!("`{name}` is {:?}: models take F32, F16, BF16, F64, integers and BOOL", view.dtype()),
@@ -59,49 +59,6 @@ pub fn read_header(path: &Path) -> Result<Vec<Entry>, ModelError> {
     let file = tenon_train::checkpoint::TensorFile::open(path).map_err(|e| ModelError::new(e.to_string()))?;
     let entries = file.specs().map(|s| Entry { name: s.name.clone(), dtype: s.dtype, shape: s.shape.clone() });
     Ok(entries.collect())
-}
-
-fn decode(view: &TensorView<'_>) -> Option<Values> {
-    let bytes = view.data();
-    macro_rules! numbers {
-        ($ty:ty, $size:literal, $to:ty) => {
-            bytes
-                .chunks_exact($size)
-                .map(|b| <$ty>::from_le_bytes(b.try_into().expect("chunks have this size")) as $to)
-                .collect()
-        };
-    }
-    Some(match view.dtype() {
-        Dtype::F32 => Values::Float(numbers!(f32, 4, f32)),
-        Dtype::F64 => Values::Float(numbers!(f64, 8, f32)),
-        Dtype::BF16 => {
-            let halves = bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
-            Values::Float(halves.map(f32::from_bits).collect())
-        }
-        Dtype::F16 => {
-            Values::Float(bytes.chunks_exact(2).map(|b| half_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect())
-        }
-        Dtype::I64 => Values::Int(numbers!(i64, 8, i64)),
-        Dtype::I32 => Values::Int(numbers!(i32, 4, i64)),
-        Dtype::I16 => Values::Int(numbers!(i16, 2, i64)),
-        Dtype::U32 => Values::Int(numbers!(u32, 4, i64)),
-        Dtype::U16 => Values::Int(numbers!(u16, 2, i64)),
-        Dtype::U8 | Dtype::BOOL => Values::Int(bytes.iter().map(|b| i64::from(*b)).collect()),
-        Dtype::I8 => Values::Int(bytes.iter().map(|b| i64::from(*b as i8)).collect()),
-        _ => return None,
-    })
-}
-
-/// IEEE half precision, widened.
-fn half_to_f32(bits: u16) -> f32 {
-    let (sign, exponent, fraction) = (bits >> 15, i32::from(bits >> 10 & 31), f32::from(bits & 1023));
-    let magnitude = match exponent {
-        0 => fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        _ => (1.0 + fraction / 1024.0) * 2f32.powi(exponent - 15),
-    };
-    if sign == 1 { -magnitude } else { magnitude }
 }
 
 /// Writes tensors: real numbers as F32, whole numbers as I64. The file is complete or absent.

@@ -93,7 +93,8 @@ impl Watch {
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(10));
             let colour = if std::env::var_os("NO_COLOR").is_some() { "" } else { ".cyan" };
-            let style = format!("train  {{bar:24{colour}}}  {{pos}}/{{len}}  {{msg}}");
+            // What is wider than the terminal would be drawn again on every line of it.
+            let style = format!("train  {{bar:16{colour}}}  {{pos}}/{{len}}  {{wide_msg}}");
             if let Ok(style) = ProgressStyle::with_template(&style) {
                 bar.set_style(style.progress_chars("█▌░"));
             }

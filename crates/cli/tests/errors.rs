@@ -23,12 +23,9 @@ fn lab(name: &str) -> Lab {
 
 /// The experiment with a model of this body.
 fn own(lab: &Lab, body: &str) {
-    let program = format!(
+    lab.own(&format!(
         "inputs = dict(input_ids = tokens(\"b\", \"t\"))\n\ndef model(input_ids, vocab = 30, context = 16):\n{body}"
-    );
-    lab.write("my_model.star", program);
-    let model = "\"gpt2\"\nlayers = 2\nwidth = 32\nheads = 2\ncontext = 32\nrate = 0.1";
-    lab.write("own.toml", GPT.replace(model, "\"my_model.star\""));
+    ));
 }
 
 #[test]
@@ -82,6 +79,20 @@ fn architectures() {
     refused(&lab, "endless_graph", "plan own.toml");
     own(&lab, "    return model(input_ids)\n");
     refused(&lab, "endless_recursion", "plan own.toml");
+}
+
+#[test]
+fn generation() {
+    let lab = lab("errors-generation");
+    own(
+        &lab,
+        "    x = embedding(input_ids, vocab, 32, name = \"words\")\n    x = x + mean(x, axes = [1], keep = True)\n    return linear(x, vocab, name = \"head\")\n",
+    );
+    // Without a sample there is nothing wrong with it.
+    lab.tenon("run own.toml --set train.steps=6").expect(0);
+    refused(&lab, "mixes_tokens", "generate runs/own the");
+    refused(&lab, "mixes_tokens_sample", "run own.toml --set train.sample={prompt=\"the\"} --out again");
+    assert!(!lab.path("again").exists(), "it has not begun");
 }
 
 #[test]

@@ -4,41 +4,11 @@ mod common;
 
 use std::path::Path;
 
-use common::{GPT, Lab, backend, checksum_after, recipe, sentences, trainer};
+use common::{GPT, Lab, OWN, backend, checksum_after, recipe, sentences, trainer};
 use tenon::graph::backend::Backend;
 use tenon::train::experiment::ByteSize;
 use tenon::train::plan::{OverBudget, PlanError};
 use tenon::train::setup::{Setup, SetupError};
-
-/// A model of the user's own.
-const OWN: &str = r#"
-inputs = dict(input_ids = tokens("b", "t"))
-
-def block(x):
-    h = rms_norm(x, name = "norm")
-    h = silu(linear(h, 96, name = "gate")) * linear(h, 96, name = "up")
-    return x + linear(h, x.shape[-1], name = "down")
-
-def model(input_ids, vocab = 100, context = 48, width = 48, layers = 3):
-    x = embedding(input_ids, vocab, width, name = "words")
-    for i in range(layers):
-        x = scope("h.%d" % i, block, x)
-    return linear(x, vocab, name = "head")
-"#;
-
-const OWN_EXPERIMENT: &str = r#"
-[data]
-text = "text.txt"
-tokenizer = { kind = "char" }
-validation = { last = 0.1 }
-
-[model]
-architecture = "my_model.star"
-
-[train]
-steps = 10
-batch = 16
-"#;
 
 /// In the environment: the experiment that this process measures.
 const MEASURED: &str = "TENON_TEST_MEASURED";
@@ -95,8 +65,9 @@ fn plan_is_allocation_and_the_peak_of_the_process_grows_by_no_more() {
     }
     let lab = Lab::new("allocation");
     lab.write("text.txt", sentences(30_000));
-    lab.write("my_model.star", OWN);
-    let own = lab.write("own.toml", OWN_EXPERIMENT);
+    // With all threads, as this process counts.
+    let own = std::fs::read_to_string(lab.own(OWN)).unwrap().replace("threads = 1\n", "");
+    let own = lab.write("own.toml", own);
     // The published configuration of 124M parameters; it is planned and allocated, and not trained here.
     let published = r#"
 [data]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{GPT, Lab, backend, trainer};
+use common::{Lab, backend, trainer};
 
 /// A model whose hidden features go through `body`, the lines that make `h` of `x`.
 fn model(body: &str) -> String {
@@ -62,13 +62,11 @@ const FAULTS: &[(&str, &str, &str, &str)] = &[
 #[test]
 fn the_operation_that_made_it_is_named() {
     let lab = Lab::new("non-finite");
-    let family = "\"gpt2\"\nlayers = 2\nwidth = 32\nheads = 2\ncontext = 32\nrate = 0.1";
-    let experiment = lab.write("own.toml", GPT.replace(family, "\"own.star\""));
     let backend = backend();
     let mut wrong = Vec::new();
     for (what, body, blamed, said) in FAULTS {
         let text = model(body);
-        lab.write("own.star", &text);
+        let experiment = lab.own(&text);
         let (line, column) = text
             .lines()
             .enumerate()
@@ -79,7 +77,7 @@ fn the_operation_that_made_it_is_named() {
             let mut trainer = trainer(&setup, &backend);
             let before = trainer.checksum();
             let error = trainer.step().expect_err(what).to_string();
-            let place = format!("own.star:{line}:{column}, in model/h.0\n");
+            let place = format!("my_model.star:{line}:{column}, in model/h.0\n");
             if !error.contains(said) || !error.contains(&place) {
                 wrong.push(format!("{what} {set:?}: not {said} at {place}{error}"));
             }

@@ -2,26 +2,11 @@
 
 mod common;
 
-use common::{Lab, backend};
+use common::{Lab, OWN, backend};
 use tenon::model_folder::open_model;
 use tenon::nn::forward::{NamedTensor, Values, forward};
 use tenon::train::trainer::Trainer;
 use tenon::train::tune::{Status, Trial};
-
-const MODEL: &str = r#"
-inputs = dict(input_ids = tokens("b", "t"))
-
-def block(x):
-    h = rms_norm(x, name = "norm")
-    h = silu(linear(h, 64, name = "gate")) * linear(h, 64, name = "up")
-    return x + linear(h, x.shape[-1], name = "down")
-
-def model(input_ids, vocab = 100, context = 16, width = 24, layers = 2):
-    x = embedding(input_ids, vocab, width, name = "words")
-    for i in range(layers):
-        x = scope("h.%d" % i, block, x)
-    return dict(logits = linear(x, vocab, name = "head"), hidden = x)
-"#;
 
 const EXPERIMENT: &str = r#"
 [data]
@@ -43,7 +28,7 @@ val_loss = { at_most = 2.6 }
 
 fn lab(name: &str) -> Lab {
     let lab = Lab::new(name);
-    lab.write("my_model.star", MODEL);
+    lab.write("my_model.star", OWN);
     lab.write("own.toml", EXPERIMENT);
     lab
 }
@@ -91,7 +76,7 @@ fn a_search_meets_the_goal_that_the_base_missed() {
     let chosen = out.lines().find_map(|l| l.strip_suffix(" is the result of this run")).expect("a trial").trim();
     let chosen = chosen.trim_start_matches("tune").trim();
     assert!(again.contains(&format!("{chosen} is the result of this run")), "{again}");
-    lab.write("my_model.star", MODEL.replace("silu", "relu"));
+    lab.write("my_model.star", OWN.replace("silu", "relu"));
     let said = |arguments: &str| {
         let ran = lab.tenon(arguments).expect(0);
         assert_eq!(ran.stderr.lines().next(), Some(&*format!("{chosen} is the result of this run")), "{arguments}");

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use half::{bf16, f16};
+use safetensors::Dtype;
 use tenon_graph::backend::{Backend, BackendError, Session};
 use tenon_graph::dim::Bindings;
 use tenon_graph::passes::mode::for_evaluation;
@@ -18,6 +20,33 @@ pub enum Values {
     Float(Vec<f32>),
     /// Whole numbers and truth values.
     Int(Vec<i64>),
+}
+
+impl Values {
+    /// The values of little-endian bytes; `None` for element types that models do not take.
+    pub fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Values> {
+        macro_rules! read {
+            ($ty:ty, $kind:ident) => {
+                Values::$kind(bytes.as_chunks().0.iter().map(|b| <$ty>::from_le_bytes(*b) as _).collect())
+            };
+        }
+        Some(match dtype {
+            Dtype::F64 => read!(f64, Float),
+            Dtype::F32 => read!(f32, Float),
+            Dtype::BF16 => {
+                Values::Float(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect())
+            }
+            Dtype::F16 => Values::Float(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
+            Dtype::I64 => read!(i64, Int),
+            Dtype::I32 => read!(i32, Int),
+            Dtype::U32 => read!(u32, Int),
+            Dtype::I16 => read!(i16, Int),
+            Dtype::U16 => read!(u16, Int),
+            Dtype::I8 => read!(i8, Int),
+            Dtype::U8 | Dtype::BOOL => read!(u8, Int),
+            _ => return None,
+        })
+    }
 }
 
 /// A named tensor.
@@ -71,17 +100,14 @@ pub fn forward<V: AsRef<[f32]>>(
     let mut results = Vec::new();
     for (name, _) in &program.graph.outputs {
         let (ty, bytes) = session.output(0, name).expect("the program has its outputs");
-        let words = || bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
-        let values = match ty.dtype {
-            DType::F32 => Values::Float(words().map(f32::from_le_bytes).collect()),
-            DType::BF16 => {
-                let halves = bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
-                Values::Float(halves.map(f32::from_bits).collect())
-            }
-            DType::I32 => Values::Int(words().map(|w| i64::from(i32::from_le_bytes(w))).collect()),
-            DType::U32 => Values::Int(words().map(|w| i64::from(u32::from_le_bytes(w))).collect()),
-            DType::U8 | DType::Bool => Values::Int(bytes.iter().map(|b| i64::from(*b)).collect()),
+        let stored = match ty.dtype {
+            DType::F32 => Dtype::F32,
+            DType::BF16 => Dtype::BF16,
+            DType::I32 => Dtype::I32,
+            DType::U32 => Dtype::U32,
+            DType::U8 | DType::Bool => Dtype::U8,
         };
+        let values = Values::decode(stored, bytes).expect("a type that models have");
         results.push(NamedTensor { name: name.to_string(), shape: ty.shape.sizes(), values });
     }
     Ok(results)

@@ -95,11 +95,12 @@ pub struct Generator {
 /// A model that is no decoder, or a capacity beyond its limits.
 pub fn programs(model: &Model, capacity: usize) -> Result<(Vec<Arc<Program>>, Vec<usize>), ModelError> {
     let input = tokens_input(model)?;
-    let mut graph = for_decoding(&model.graph, capacity).map_err(ModelError::from)?;
+    let mut graph = model.graph.clone();
     graph.outputs.retain(|(name, _)| &**name == "logits");
     if graph.outputs.is_empty() {
         return Err(ModelError::new(format!("{model} cannot generate: it has no output named `logits`")));
     }
+    let graph = for_decoding(&graph, capacity).map_err(ModelError::from)?;
     let mut silent = graph.clone();
     silent.outputs.clear();
     let chunks: Vec<usize> = CHUNKS.into_iter().filter(|n| *n <= capacity).collect();

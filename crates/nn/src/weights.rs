@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value as Json;
 
 use crate::error::ModelError;
+use crate::forward::Values;
 use crate::model::{Model, Parameter};
 
 /// The longest header of a safetensors file.
@@ -235,12 +235,9 @@ impl Checkpoint {
         file.seek(SeekFrom::Start(place.data + start as u64)).map_err(failed)?;
         let mut bytes = vec![0; end - start];
         file.read_exact(&mut bytes).map_err(failed)?;
-        let values = match place.info.dtype {
-            Dtype::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            _ => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        };
-        Ok(values)
+        match Values::decode(place.info.dtype, &bytes) {
+            Some(Values::Float(values)) => Ok(values),
+            _ => unreachable!("only floats are weights"),
+        }
     }
 }

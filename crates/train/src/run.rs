@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tenon_data::{DataError, Facts, save_tokenizer};
 use tenon_graph::backend::Backend;
-use tenon_nn::generate::{Generator, Sampling};
+use tenon_nn::generate::{Generator, Sampling, programs};
 use tenon_nn::{ModelError, export, load_safetensors, open};
 
 use crate::checkpoint::Checkpoints;
@@ -121,6 +121,13 @@ struct Candidate {
 /// # Errors
 /// See [`RunFailure`]. Checkpoints that have been written stay, and the same call goes on from them.
 pub fn run(setup: &Setup, job: &Job<'_>, whole: bool, observer: &mut dyn Observer) -> Result<Outcome, RunFailure> {
+    if whole
+        && let Some(sample) = setup.experiment.train.sample.as_ref()
+        && setup.objective == Objective::NextToken
+    {
+        // What cannot be generated at the end is refused before it costs anything.
+        programs(&setup.model, setup.data.facts().context.unwrap_or(sample.tokens as usize))?;
+    }
     let folder = begin(setup, job, job.folder)?;
     let goals = &setup.experiment.goal;
     let candidate = train(setup, job, &folder, observer, &mut |_, _| false)?;

@@ -44,6 +44,22 @@ log_every = 3
 evaluate_every = 20
 "#;
 
+/// A model of the user's own without attention.
+pub const OWN: &str = r#"
+inputs = dict(input_ids = tokens("b", "t"))
+
+def block(x):
+    h = rms_norm(x, name = "norm")
+    h = silu(linear(h, 64, name = "gate")) * linear(h, 64, name = "up")
+    return x + linear(h, x.shape[-1], name = "down")
+
+def model(input_ids, vocab = 100, context = 16, width = 24, layers = 2):
+    x = embedding(input_ids, vocab, width, name = "words")
+    for i in range(layers):
+        x = scope("h.%d" % i, block, x)
+    return dict(logits = linear(x, vocab, name = "head"), hidden = x)
+"#;
+
 /// The place of the recipes.
 pub fn recipe(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes").join(name).canonicalize().unwrap()
@@ -126,6 +142,13 @@ impl Lab {
         let path = self.path(name);
         std::fs::write(&path, bytes).unwrap();
         path
+    }
+
+    /// Writes a model of the user's own and an experiment for it, [`GPT`] in all else; returns the experiment.
+    pub fn own(&self, program: &str) -> PathBuf {
+        self.write("my_model.star", program);
+        let family = "\"gpt2\"\nlayers = 2\nwidth = 32\nheads = 2\ncontext = 32\nrate = 0.1";
+        self.write("own.toml", GPT.replace(family, "\"my_model.star\""))
     }
 
     /// Opens an experiment with changes; token shards are kept in the folder.

@@ -7,6 +7,7 @@ use csv::ByteRecord;
 
 use crate::error::{DataError, Place};
 use crate::files::open_contents;
+use crate::open::Progress;
 
 /// Where a row was read: the parser's position, which blank lines may still separate from the row.
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +73,7 @@ impl CsvFile {
     }
 
     /// Reads the next row and says where it was; `None` at the end.
-    pub fn next_row(&mut self, row: &mut ByteRecord) -> Result<Option<RowAt>, DataError> {
+    fn next_row(&mut self, row: &mut ByteRecord) -> Result<Option<RowAt>, DataError> {
         if let Some(first) = self.first.take() {
             *row = first;
         } else if !read(&mut self.reader, &self.path, row)? {
@@ -88,6 +89,36 @@ impl CsvFile {
             ));
         }
         Ok(Some(at))
+    }
+
+    /// Gives every row of this file, then those of the file `held_out`, to `each` with the file and where the row was.
+    /// Returns the number of rows of this one.
+    pub fn read_all(
+        mut self,
+        held_out: Option<&Path>,
+        header: Option<bool>,
+        progress: &mut dyn FnMut(Progress),
+        each: &mut dyn FnMut(&CsvFile, RowAt, &ByteRecord) -> Result<(), DataError>,
+    ) -> Result<usize, DataError> {
+        let mut row = ByteRecord::new();
+        let mut samples = 0u64;
+        let mut rows = |file: &mut CsvFile| -> Result<u64, DataError> {
+            while let Some(at) = file.next_row(&mut row)? {
+                each(file, at, &row)?;
+                samples += 1;
+                if samples.is_multiple_of(1024) {
+                    progress(Progress::Reading { samples });
+                }
+            }
+            Ok(samples)
+        };
+        let own = rows(&mut self)?;
+        if let Some(path) = held_out {
+            let mut other = CsvFile::open(path, header)?;
+            self.check_same_columns(&other)?;
+            rows(&mut other)?;
+        }
+        Ok(own as usize)
     }
 
     /// The column that `name` (the value of setting `key`) means: one of that name in the header, or `first` or `last`.
@@ -121,7 +152,7 @@ impl CsvFile {
     }
 
     /// A file of held-out rows must have the columns of the training file.
-    pub fn check_same_columns(&self, other: &CsvFile) -> Result<(), DataError> {
+    fn check_same_columns(&self, other: &CsvFile) -> Result<(), DataError> {
         if self.width == other.width && self.header == other.header {
             return Ok(());
         }

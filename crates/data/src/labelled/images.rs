@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use csv::ByteRecord;
-
 use super::csv::{CsvFile, RowAt, shown};
 use super::labels::{self, LabelCells, Labels, WholeNumbers};
 use super::{Inputs, LabelledDataset, Parts, Targets, idx, split};
@@ -168,40 +166,26 @@ fn read_csv(
     base_dir: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Images, DataError> {
-    let mut held_out = held_out_csv(validation)?;
+    let held_out = held_out_csv(validation)?.map(|path| base_dir.join(path));
     let mut pixels = Vec::new();
     let mut cells = LabelCells::default();
-    let mut row = ByteRecord::new();
-    let (mut samples, mut own) = (0u64, None);
-    let mut file = CsvFile::open(&base_dir.join(csv), source.header)?;
+    let file = CsvFile::open(&base_dir.join(csv), source.header)?;
     let shape = match source.shape {
         Some(shape) => shape,
         None => square(&file)?,
     };
     check_shape(&file.path, Place::Line(1), shape, file.width - 1)?;
     let label = file.column("data.images.label", label)?;
-    let own = loop {
-        while let Some(at) = file.next_row(&mut row)? {
-            for (column, cell) in row.iter().enumerate() {
-                if column == label {
-                    cells.push(&file.path, at, cell)?;
-                } else {
-                    pixels.push(pixel(cell).ok_or_else(|| bad_pixel(&file, at, column, cell))?);
-                }
-            }
-            samples += 1;
-            if samples.is_multiple_of(1024) {
-                progress(Progress::Reading { samples });
+    let own = file.read_all(held_out.as_deref(), source.header, progress, &mut |file, at, row| {
+        for (column, cell) in row.iter().enumerate() {
+            if column == label {
+                cells.push(&file.path, at, cell)?;
+            } else {
+                pixels.push(pixel(cell).ok_or_else(|| bad_pixel(file, at, column, cell))?);
             }
         }
-        let own = own.get_or_insert(samples);
-        let Some(path) = held_out.take() else {
-            break *own as usize;
-        };
-        let other = CsvFile::open(&base_dir.join(path), source.header)?;
-        file.check_same_columns(&other)?;
-        file = other;
-    };
+        Ok(())
+    })?;
     let labels = cells.finish(WholeNumbers::AreClasses { classes: source.classes })?;
     Ok(Images { pixels, labels, shape, own })
 }

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use csv::ByteRecord;
-
 use super::csv::{CsvFile, RowAt, number, shown};
 use super::images::held_out_csv;
 use super::labels::{LabelCells, WholeNumbers};
@@ -21,8 +19,8 @@ pub(crate) fn open_table(
     seed: u64,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<LabelledDataset, DataError> {
-    let mut held_out = held_out_csv(validation)?;
-    let mut file = CsvFile::open(&base_dir.join(&source.csv), source.header)?;
+    let held_out = held_out_csv(validation)?.map(|path| base_dir.join(path));
+    let file = CsvFile::open(&base_dir.join(&source.csv), source.header)?;
     let (answer, is_class) = match (&source.label, &source.target) {
         (Some(label), None) => (file.column("data.table.label", label)?, true),
         (None, Some(target)) => (file.column("data.table.target", target)?, false),
@@ -51,35 +49,23 @@ pub(crate) fn open_table(
     let mut values: Vec<f64> = Vec::new();
     let mut cells = LabelCells::default();
     let mut numbers: Vec<f32> = Vec::new();
-    let mut row = ByteRecord::new();
-    let (mut samples, mut own) = (0u64, None);
-    let own = loop {
-        while let Some(at) = file.next_row(&mut row)? {
-            for (column, cell) in row.iter().enumerate() {
-                if column == answer && is_class {
-                    cells.push(&file.path, at, cell)?;
-                    continue;
-                }
-                let value = number(cell).ok_or_else(|| bad_number(&file, at, column, cell))?;
-                if column == answer {
-                    numbers.push(value as f32);
-                } else {
-                    values.push(value);
-                }
+    let mut samples = 0;
+    let own = file.read_all(held_out.as_deref(), source.header, progress, &mut |file, at, row| {
+        for (column, cell) in row.iter().enumerate() {
+            if column == answer && is_class {
+                cells.push(&file.path, at, cell)?;
+                continue;
             }
-            samples += 1;
-            if samples.is_multiple_of(1024) {
-                progress(Progress::Reading { samples });
+            let value = number(cell).ok_or_else(|| bad_number(file, at, column, cell))?;
+            if column == answer {
+                numbers.push(value as f32);
+            } else {
+                values.push(value);
             }
         }
-        let own = own.get_or_insert(samples);
-        let Some(path) = held_out.take() else {
-            break *own as usize;
-        };
-        let other = CsvFile::open(&base_dir.join(path), source.header)?;
-        file.check_same_columns(&other)?;
-        file = other;
-    };
+        samples += 1;
+        Ok(())
+    })?;
 
     let targets =
         if is_class { Targets::Classes(cells.finish(WholeNumbers::AreNames)?) } else { Targets::Numbers(numbers) };
@@ -87,7 +73,7 @@ pub(crate) fn open_table(
         Targets::Classes(labels) => Some(labels.values.as_slice()),
         Targets::Numbers(_) => None,
     };
-    let rows = split::split(validation, samples as usize, own, classes, seed)?;
+    let rows = split::split(validation, samples, own, classes, seed)?;
     let standardization = source.standardize.then(|| fit(&values, features, &rows.train));
     let inputs = match &standardization {
         None => values.iter().map(|&x| x as f32).collect(),

@@ -6,6 +6,7 @@ pub mod chunk;
 pub mod common;
 pub mod expand;
 pub mod fold;
+pub mod mixing;
 pub mod mode;
 pub mod pipeline;
 pub mod precision;

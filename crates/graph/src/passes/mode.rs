@@ -13,6 +13,7 @@ use crate::composite::{Attrs, Composite};
 use crate::diagnostic::Diagnostic;
 use crate::graph::Graph;
 use crate::op::{Op, Role, Source};
+use crate::passes::mixing;
 use crate::passes::rewrite::{Results, Visit, one, rewrite, try_rewrite};
 use crate::tensor::{Builder, Tensor};
 use crate::types::{DType, Shape, Type};
@@ -48,10 +49,12 @@ pub fn for_evaluation(graph: &Graph) -> Result<Graph, Diagnostic> {
 /// the length of the prompt and to 1.
 ///
 /// # Errors
-/// An attention that is not causal, or that has a mask or a position already: such a model cannot decode.
+/// An attention that is not causal, or that has a mask or a position already; any other operation that mixes tokens
+/// ([`mixing`]). Such a model cannot decode.
 pub fn for_decoding(graph: &Graph, capacity: usize) -> Result<Graph, Diagnostic> {
+    let model = rewrite(&without_state_updates(graph), deterministic)?;
     let mut paths: HashMap<Arc<str>, usize> = HashMap::new();
-    try_rewrite(&without_state_updates(graph), |visit| match visit.op() {
+    let decoding = try_rewrite(&model, |visit| match visit.op() {
         Op::Source(Source::Input { name, .. }) if [POSITION, POSITION_OFFSET].contains(&&**name) => {
             Ok(Some(one(position(visit.builder))))
         }
@@ -63,8 +66,10 @@ pub fn for_decoding(graph: &Graph, capacity: usize) -> Result<Graph, Diagnostic>
             let name = if *count == 1 { path.to_string() } else { format!("{path}.{count}") };
             Ok(Some(attend(visit, &attention.attrs, &name, capacity)))
         }
-        _ => Ok(deterministic(visit)),
-    })
+        _ => Ok(None),
+    })?;
+    mixing::check(&model)?;
+    Ok(decoding)
 }
 
 fn without_state_updates(graph: &Graph) -> Graph {

@@ -1,6 +1,8 @@
 //! Elementwise operations: the graph's own, from its tables.
 
 use tenon_graph::elementwise::{Binary, Unary};
+use tenon_graph::tensor::{Builder, Tensor};
+use tenon_graph::types::DType;
 
 use super::{Outcome, function};
 use crate::error::ModelError;
@@ -77,34 +79,29 @@ pub(crate) fn binary(call: &Call<'_>, op: Binary) -> Outcome {
     if let [Side::Number(a), Side::Number(b)] = sides {
         return Ok(Output::Number((op.def().eval)(a, b)));
     }
+    let [a, b] = tensors(builder, sides);
+    Ok(a.binary(op, b).into())
+}
+
+/// Two operands as tensors; numbers and sizes take the element type of the other one.
+fn tensors(builder: &Builder, sides: [Side; 2]) -> [Tensor<'_>; 2] {
     let like = sides.iter().find_map(|side| match side {
         Side::Tensor(value) => Some(builder.tensor(*value)),
         _ => None,
     });
-    let [a, b] = sides.map(|side| match (side, like) {
+    sides.map(|side| match (side, like) {
         (Side::Tensor(value), _) => builder.tensor(value),
         (Side::Number(x), Some(like)) => like.constant_like(x),
         (Side::Number(x), None) => builder.scalar(x),
-        (Side::Size(dim), like) => builder.size(dim).cast(like.map_or(tenon_graph::types::DType::F32, |t| t.dtype())),
+        (Side::Size(dim), like) => builder.size(dim).cast(like.map_or(DType::F32, |t| t.dtype())),
         (Side::Other(_), _) => unreachable!("refused by side"),
-    });
-    Ok(a.binary(op, b).into())
+    })
 }
 
 fn select(call: &Call<'_>) -> Outcome {
     let builder = &call.session.builder;
     let condition = call.tensor("condition")?;
     let sides = [side(call, "a")?, side(call, "b")?];
-    let like = sides.iter().find_map(|side| match side {
-        Side::Tensor(value) => Some(builder.tensor(*value)),
-        _ => None,
-    });
-    let [a, b] = sides.map(|side| match (side, like) {
-        (Side::Tensor(value), _) => builder.tensor(value),
-        (Side::Number(x), Some(like)) => like.constant_like(x),
-        (Side::Number(x), None) => builder.scalar(x),
-        (Side::Size(dim), _) => builder.size(dim),
-        (Side::Other(_), _) => unreachable!("refused by side"),
-    });
+    let [a, b] = tensors(builder, sides);
     Ok(condition.select(a, b).into())
 }
