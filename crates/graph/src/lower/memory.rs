@@ -123,15 +123,31 @@ pub fn peak(graph: &Graph, partition: &Partition, schedule: &Schedule) -> usize 
     profile(&buffers, schedule.order.len()).into_iter().max().unwrap_or(0)
 }
 
-/// What decides which buffer is placed first; the greater the earlier. Which works best differs from graph to graph.
-const FIRST: [fn(&Buffer) -> usize; 3] =
-    [|b| b.bytes, |b| b.bytes.saturating_mul(b.to - b.from + 1), |b| b.to - b.from];
+/// What decides which buffer is placed first, the greatest: from a buffer, the steps of its life and the most bytes that are
+/// in use during it. Which works best differs from graph to graph.
+const FIRST: [fn(&Buffer, usize, usize) -> (usize, usize); 4] = [
+    |b, _, _| (b.bytes, 0),
+    |b, life, _| (b.bytes.saturating_pow(2).saturating_mul(life), 0),
+    |b, _, most| (most, b.bytes),
+    |_, life, most| (most, life),
+];
 
 /// Places every buffer, one after the other, each at the lowest offset that is free during its whole life. Of some orders the
 /// one with the smallest arena is taken.
 pub fn place(graph: &Graph, partition: &Partition, schedule: &Schedule) -> Memory {
     let (buffers, fixed) = lifetimes(graph, partition, schedule);
-    let arranged = FIRST.iter().map(|first| arrange(buffers.clone(), first));
+    // After the last step only results are left.
+    let mut used = profile(&buffers, schedule.order.len());
+    used.push(0);
+    let most: Vec<usize> = buffers.iter().map(|b| used[b.from..=b.to].iter().copied().max().unwrap_or(0)).collect();
+    let arranged = FIRST.iter().map(|first| {
+        let mut order: Vec<usize> = (0..buffers.len()).collect();
+        order.sort_by_cached_key(|i| {
+            let b = &buffers[*i];
+            (Reverse(first(b, b.to - b.from + 1, most[*i])), Reverse(b.bytes), b.from)
+        });
+        arrange(buffers.clone(), &order)
+    });
     let (arena_bytes, buffers) = arranged.min_by_key(|(bytes, _)| *bytes).expect("there are orders");
     let mut places = vec![None; graph.value_count()];
     for (value, place) in fixed {
@@ -145,13 +161,11 @@ pub fn place(graph: &Graph, partition: &Partition, schedule: &Schedule) -> Memor
     Memory { places, buffers, arena_bytes }
 }
 
-/// The bytes of the arena, and the buffers with their offsets, in the order that `first` gives.
-fn arrange(mut buffers: Vec<Buffer>, first: &dyn Fn(&Buffer) -> usize) -> (usize, Vec<Buffer>) {
-    let mut order: Vec<usize> = (0..buffers.len()).collect();
-    order.sort_by_key(|b| (Reverse(first(&buffers[*b])), Reverse(buffers[*b].bytes), buffers[*b].from, *b));
+/// The bytes of the arena, and the buffers with their offsets, when they are placed in this order.
+fn arrange(mut buffers: Vec<Buffer>, order: &[usize]) -> (usize, Vec<Buffer>) {
     let mut placed: Vec<usize> = Vec::with_capacity(order.len());
     let mut arena_bytes = 0;
-    for index in order {
+    for &index in order {
         let (from, to, size) = (buffers[index].from, buffers[index].to, rounded(buffers[index].bytes));
         let mut offset = 0;
         // `placed` is sorted by offset, so the first gap that is wide enough is the lowest.
