@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use tenon_graph::backend::Allocation;
 use tenon_graph::cost::cost;
-use tenon_graph::graph::Value;
-use tenon_graph::lower::fused::Code;
 use tenon_graph::lower::{Program, Step, Work};
 use tenon_graph::op::Role;
 use tenon_train::plan::RunPlan;
@@ -178,20 +176,6 @@ pub fn profile(programs: &[Arc<Program>], times: &[Vec<f64>]) -> Vec<String> {
 
 /// The bytes of the buffers that a step reads and writes, each once.
 fn traffic(program: &Program, step: &Step) -> f64 {
-    let graph = &program.graph;
-    let mut values: Vec<Value> = match &step.work {
-        Work::Fused(fused) => {
-            let loads = fused.instructions.iter().filter_map(|i| match &i.code {
-                Code::Load(window) => Some(window.root),
-                _ => None,
-            });
-            loads.collect()
-        }
-        Work::Kernel { operands, .. } => operands.iter().map(|w| w.root).collect(),
-        Work::Copy { source, .. } => vec![source.root],
-    };
-    values.sort_unstable();
-    values.dedup();
-    values.extend(&step.writes);
-    values.iter().map(|v| graph.ty(*v).bytes() as f64).sum()
+    let values = step.reads().into_iter().chain(step.writes.iter().copied());
+    values.map(|v| program.graph.ty(v).bytes() as f64).sum()
 }

@@ -4,7 +4,6 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use tenon_graph::cost::cost;
-use tenon_graph::graph::Value;
 use tenon_graph::lower::{Program, Step, Work};
 use tenon_graph::op::Op;
 use tenon_graph::types::DType;
@@ -55,7 +54,7 @@ impl Speed {
     fn step(&self, program: &Program, step: &Step) -> f64 {
         let graph = &program.graph;
         let flops: f64 = step.nodes.iter().map(|n| cost(graph, *n).flops).sum();
-        let bytes: f64 = step.writes.iter().chain(&reads(step)).map(|v| graph.ty(*v).bytes() as f64).sum();
+        let bytes: f64 = step.writes.iter().chain(&step.reads()).map(|v| graph.ty(*v).bytes() as f64).sum();
         let rate = match &step.work {
             Work::Fused(_) | Work::Copy { .. } => self.f32 * FUSED_SHARE,
             Work::Kernel { node, .. } => {
@@ -70,26 +69,6 @@ impl Speed {
         };
         START + (flops / rate).max(bytes / self.bytes)
     }
-}
-
-/// The stored values that a step reads.
-fn reads(step: &Step) -> Vec<Value> {
-    use tenon_graph::lower::fused::Code;
-    let mut values: Vec<Value> = match &step.work {
-        Work::Fused(fused) => fused
-            .instructions
-            .iter()
-            .filter_map(|i| match &i.code {
-                Code::Load(window) => Some(window.root),
-                _ => None,
-            })
-            .collect(),
-        Work::Kernel { operands, .. } => operands.iter().map(|w| w.root).collect(),
-        Work::Copy { source, .. } => vec![source.root],
-    };
-    values.sort_unstable();
-    values.dedup();
-    values
 }
 
 fn fastest(mut run: impl FnMut()) -> f64 {

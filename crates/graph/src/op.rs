@@ -50,6 +50,28 @@ pub enum Op {
 }
 
 impl Op {
+    /// Whether each element of the result follows from the operands' elements at its place: it is computed where it is used.
+    pub fn is_elementwise(&self) -> bool {
+        match self {
+            Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) | Op::Random(_) => true,
+            Op::Source(_)
+            | Op::Reduce(_)
+            | Op::View(_)
+            | Op::Dot(_)
+            | Op::Conv(_)
+            | Op::Pool(_)
+            | Op::Gather(_)
+            | Op::Scatter(_)
+            | Op::Sort(_)
+            | Op::Composite(_) => false,
+        }
+    }
+
+    /// Whether it is a view that needs no buffer unless a kernel cannot read through it: it may be repeated anywhere.
+    pub fn is_free_view(&self) -> bool {
+        matches!(self, Op::View(view) if !matches!(view, View::Concat(_) | View::Pad { .. }))
+    }
+
     /// The operand, of the number that a node has, in whose buffer its kernel may make the result; it is not read otherwise.
     pub fn replaced_operand(&self, operands: usize) -> Option<usize> {
         match self {

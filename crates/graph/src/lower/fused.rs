@@ -64,6 +64,24 @@ pub enum Code {
     Reduce(ReduceOp, Reg),
 }
 
+impl Code {
+    /// The stored value that it reads.
+    pub fn reads(&self) -> Option<Value> {
+        match self {
+            Code::Load(window) => Some(window.root),
+            Code::Random { key, .. } => Some(*key),
+            Code::Constant(_)
+            | Code::Index { .. }
+            | Code::Unary(..)
+            | Code::Binary(..)
+            | Code::Select(..)
+            | Code::Cast(_)
+            | Code::Repeat(_)
+            | Code::Reduce(..) => None,
+        }
+    }
+}
+
 /// One instruction.
 #[derive(Clone, Debug)]
 pub struct Instruction {

@@ -45,6 +45,20 @@ pub struct Step {
     pub writes: Vec<Value>,
 }
 
+impl Step {
+    /// The stored values that it reads, each once, in ascending order.
+    pub fn reads(&self) -> Vec<Value> {
+        let mut values: Vec<Value> = match &self.work {
+            Work::Fused(fused) => fused.instructions.iter().filter_map(|i| i.code.reads()).collect(),
+            Work::Kernel { operands, .. } => operands.iter().map(|w| w.root).collect(),
+            Work::Copy { source, .. } => vec![source.root],
+        };
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+}
+
 /// A graph with everything decided: what runs when, and where every byte is.
 #[derive(Clone, Debug)]
 pub struct Program {

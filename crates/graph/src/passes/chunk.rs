@@ -16,13 +16,16 @@ use crate::passes::rewrite::{Results, Visit, rewrite};
 use crate::tensor::Tensor;
 use crate::types::DType;
 
-/// The bytes of a wide value above which it is computed in chunks, of about this size. Smaller chunks would read the matrix,
-/// and the gradient's sum, from memory too often for their work.
-pub const CHUNK_BYTES: usize = 64 << 20;
+/// The most bytes of a chunk of a wide value. Smaller chunks would read the matrix, and the gradient's sum, from memory too
+/// often for their work.
+pub const CHUNK_BYTES: usize = 32 << 20;
 
-/// Chunks begin at multiples of this many rows, so none is smaller: a product of few rows, or of an odd number of rows in
-/// bf16, adds in another order.
+/// Chunks may have so many rows whatever their bytes.
 const ROWS: usize = 64;
+
+/// Chunks begin at multiples of this many rows, and none has fewer: a product of few rows, or of an odd number of rows in
+/// bf16, adds in another order.
+const STEP: usize = 16;
 
 /// `graph` with every region whose wide value has more than `limit` bytes in chunks.
 ///
@@ -30,7 +33,7 @@ const ROWS: usize = 64;
 /// Those of [`rewrite`].
 pub fn chunk(graph: &Graph, limit: usize) -> Result<Graph, Diagnostic> {
     let mut graph = graph.clone();
-    // The products of a chunk are within the limit or have too few rows, so each round leaves one product less.
+    // The products of chunks are no larger than allowed, so each round leaves one product less.
     while let Some(region) = graph.nodes().find_map(|node| Region::of(&graph, node, limit)) {
         graph = region.rewritten(&graph)?;
     }
@@ -58,7 +61,8 @@ enum Exit {
 struct Region {
     rows: usize,
     cols: usize,
-    chunks: usize,
+    /// Where the chunks start.
+    starts: Vec<usize>,
     /// The product that it starts with.
     start: Node,
     /// The extents of values that can be computed chunk by chunk.
@@ -78,14 +82,18 @@ impl Region {
         let Op::Dot(Dot { transpose_a: false, .. }) = &data.op else { return None };
         let ty = graph.ty(data.output());
         let [rows, cols] = *ty.shape.sizes().as_slice() else { return None };
-        let chunks = ty.bytes().div_ceil(limit).min(rows / ROWS);
-        if chunks < 2 || cols < 2 || data.inputs.len() != 2 {
+        let most = (limit / (cols * ty.dtype.size()).max(1)).max(ROWS) / STEP * STEP;
+        if rows <= most || cols < 2 || data.inputs.len() != 2 {
             return None;
         }
+        let chunks = rows.div_ceil(most);
+        let each = rows.div_ceil(chunks).next_multiple_of(STEP);
+        let last = (rows - STEP) / STEP * STEP;
+        let starts = (0..chunks).map(|i| (i * each).min(last)).collect();
         let mut region = Region {
             rows,
             cols,
-            chunks,
+            starts,
             start,
             extents: HashMap::from([(data.output(), Extent::Wide)]),
             exits: HashMap::new(),
@@ -236,11 +244,9 @@ impl Region {
             let rows = operands[..of_rows].iter().filter(|v| !made.contains(v));
             rows.chain(&operands[of_rows..]).for_each(|v| ensure(visit, *v, done));
         }
-        let starts: Vec<usize> = (0..=self.chunks).map(|i| self.rows * i / self.chunks / ROWS * ROWS).collect();
+        let ends = self.starts[1..].iter().copied().chain([self.rows]);
         let mut parts: HashMap<Value, Vec<Value>> = HashMap::new();
-        for chunk in 0..self.chunks {
-            let last = chunk + 1 == self.chunks;
-            let rows = starts[chunk]..if last { self.rows } else { starts[chunk + 1] };
+        for rows in self.starts.iter().zip(ends).map(|(start, end)| *start..end) {
             let mut part: HashMap<Value, Value> = HashMap::new();
             for node in &nodes {
                 let data = graph.node(*node);

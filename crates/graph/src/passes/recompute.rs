@@ -9,7 +9,8 @@ use crate::cost::cost;
 use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Node, Phase, Value};
 use crate::lower::{Program, lower};
-use crate::op::{Op, View};
+use crate::op::Op;
+use crate::passes::common::common;
 use crate::passes::rewrite::{Results, Visit, rewrite};
 use crate::tensor::Tensor;
 
@@ -19,33 +20,11 @@ const CHAIN: usize = 32;
 /// Steps into which the recomputation of one kind of value is divided.
 const SHARES: usize = 4;
 
-/// Whether a node is an elementwise operation: its result is only stored if something else than a fused unit reads it.
-fn is_elementwise(op: &Op) -> bool {
-    match op {
-        Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) | Op::Random(_) => true,
-        Op::Source(_)
-        | Op::Reduce(_)
-        | Op::View(_)
-        | Op::Dot(_)
-        | Op::Conv(_)
-        | Op::Pool(_)
-        | Op::Gather(_)
-        | Op::Scatter(_)
-        | Op::Sort(_)
-        | Op::Composite(_) => false,
-    }
-}
-
-/// Views cost nothing and are repeated wherever they are needed.
-fn is_free_view(op: &Op) -> bool {
-    matches!(op, Op::View(view) if !matches!(view, View::Concat(_) | View::Pad { .. }))
-}
-
 /// The value behind views.
 fn root(graph: &Graph, mut value: Value) -> Value {
     loop {
         let node = graph.node(graph.producer(value));
-        if !is_free_view(&node.op) {
+        if !node.op.is_free_view() {
             return value;
         }
         value = node.inputs[0];
@@ -62,7 +41,7 @@ fn is_source(graph: &Graph, value: Value) -> bool {
 
 /// The forward values that later phases read, in creation order.
 fn needed_later(graph: &Graph) -> Vec<Value> {
-    let later = graph.nodes().filter(|n| !is_forward(graph, *n) && !is_free_view(&graph.node(*n).op));
+    let later = graph.nodes().filter(|n| !is_forward(graph, *n) && !graph.node(*n).op.is_free_view());
     let mut needed: Vec<Value> = later
         .flat_map(|n| graph.node(n).inputs.clone())
         .map(|v| root(graph, v))
@@ -73,47 +52,80 @@ fn needed_later(graph: &Graph) -> Vec<Value> {
     needed
 }
 
-/// The elementwise values that the backward pass computes again although there is memory: those that can be had from
-/// values that are stored anyway. That costs no pass over memory and saves one.
-fn interior(graph: &Graph) -> HashSet<Node> {
-    let mut stored_anyway = vec![false; graph.value_count()];
-    for node in graph.nodes().filter(|n| is_forward(graph, *n)) {
-        let data = graph.node(node);
-        if !is_elementwise(&data.op) {
-            data.outputs().for_each(|v| stored_anyway[v.index()] = true);
-        }
-        if !is_elementwise(&data.op) && !is_free_view(&data.op) && !matches!(data.op, Op::Reduce(_)) {
-            data.inputs.iter().for_each(|v| stored_anyway[root(graph, *v).index()] = true);
+/// By value: the first node of a later phase that reads it, itself or through views.
+fn first_later_use(graph: &Graph) -> Vec<Option<Node>> {
+    let mut first = vec![None; graph.value_count()];
+    for node in graph.nodes().filter(|n| !is_forward(graph, *n) && !graph.node(*n).op.is_free_view()) {
+        for value in &graph.node(node).inputs {
+            first[root(graph, *value).index()].get_or_insert(node);
         }
     }
-    graph.outputs.iter().for_each(|(_, v)| stored_anyway[root(graph, *v).index()] = true);
+    first
+}
+
+/// The elementwise values that the backward pass computes again although there is memory, in passes that it makes anyway:
+/// those that nothing stores, from values that are stored, and those that only a kernel of the forward pass needs in a
+/// buffer, from values that are kept anyway.
+fn interior(graph: &Graph) -> HashSet<Node> {
+    let mut fixed = vec![false; graph.value_count()];
+    let mut read_by_kernel = vec![false; graph.value_count()];
+    let mut last_forward_use = vec![None; graph.value_count()];
+    for node in graph.nodes().filter(|n| is_forward(graph, *n)) {
+        let data = graph.node(node);
+        if !data.op.is_elementwise() {
+            data.outputs().for_each(|v| fixed[v.index()] = true);
+        }
+        if data.op.is_free_view() {
+            continue;
+        }
+        for value in data.inputs.iter().map(|v| root(graph, *v)) {
+            last_forward_use[value.index()] = Some(node);
+            read_by_kernel[value.index()] |= !data.op.is_elementwise() && !matches!(data.op, Op::Reduce(_));
+        }
+    }
+    graph.outputs.iter().for_each(|(_, v)| fixed[root(graph, *v).index()] = true);
     let needed = needed_later(graph);
-    let mut kept: HashSet<Value> = needed.iter().copied().filter(|v| stored_anyway[v.index()]).collect();
+    let stored = |v: Value| fixed[v.index()] || read_by_kernel[v.index()];
+    let mut kept: HashSet<Value> = needed.iter().copied().filter(|v| stored(*v)).collect();
     let mut again = HashSet::new();
-    for value in needed.into_iter().filter(|v| !stored_anyway[v.index()]) {
-        let mut chain: Vec<Node> = Vec::new();
-        let mut leaves: Vec<Value> = Vec::new();
-        let mut stack = vec![value];
+    // The elementwise operations from stored values to `value`, and those of these values that are not kept yet.
+    let chain_to = |value: Value, kept: &HashSet<Value>| {
+        let (mut chain, mut leaves): (Vec<Node>, Vec<Value>) = (vec![graph.producer(value)], Vec::new());
+        let mut stack: Vec<Value> = graph.node(chain[0]).inputs.to_vec();
         while let Some(v) = stack.pop() {
+            let v = root(graph, v);
             let producer = graph.producer(v);
-            if kept.contains(&v) || is_source(graph, v) {
+            if kept.contains(&v) || is_source(graph, v) || chain.contains(&producer) {
                 continue;
             }
-            if is_elementwise(&graph.node(producer).op) && !stored_anyway[v.index()] {
-                if !chain.contains(&producer) {
-                    chain.push(producer);
-                    stack.extend(graph.node(producer).inputs.iter().map(|v| root(graph, *v)));
-                }
+            if !stored(v) {
+                chain.push(producer);
+                stack.extend(graph.node(producer).inputs.iter());
             } else if !leaves.contains(&v) {
                 leaves.push(v);
             }
         }
         let extra: usize = leaves.iter().map(|v| graph.ty(*v).bytes()).sum();
+        (chain, leaves, extra)
+    };
+    for value in needed.iter().copied().filter(|v| !stored(*v)) {
+        let (chain, leaves, extra) = chain_to(value, &kept);
         if chain.len() <= CHAIN && extra <= graph.ty(value).bytes() {
             kept.extend(leaves);
             again.extend(chain);
         } else {
             kept.insert(value);
+        }
+    }
+    let first_use = first_later_use(graph);
+    for value in needed.into_iter().filter(|v| stored(*v) && !fixed[v.index()]) {
+        let (chain, leaves, extra) = chain_to(value, &kept);
+        // In chunks of rows the passes take turns, and the value stays between them.
+        let apart = last_forward_use[value.index()] < first_use[value.index()];
+        if apart && chain.len() <= CHAIN && extra <= graph.ty(value).bytes() / 8 {
+            kept.extend(leaves);
+            kept.remove(&value);
+            again.extend(chain);
         }
     }
     again
@@ -159,7 +171,7 @@ impl Moves<'_> {
         let producer = graph.producer(value);
         let data = graph.node(producer);
         let again = self.again.contains(&producer);
-        if data.phase != Phase::Forward || !(again || is_free_view(&data.op)) {
+        if data.phase != Phase::Forward || !(again || data.op.is_free_view()) {
             return builder.tensor(self.first[&value]);
         }
         let operands: SmallVec<[Tensor<'g>; 4]> = data.inputs.iter().map(|v| self.later(visit, *v)).collect();
@@ -237,7 +249,7 @@ struct Ladder<'a> {
 
 impl Ladder<'_> {
     fn program(&self) -> Result<Program, Diagnostic> {
-        Ok(lower(rematerialise(self.graph, &self.again)?, true))
+        Ok(lower(common(&rematerialise(self.graph, &self.again)?)?, true))
     }
 
     fn take(&mut self, nodes: &[Node]) {
