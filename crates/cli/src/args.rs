@@ -93,6 +93,9 @@ pub struct Generate {
     /// How many tokens to add
     #[arg(long, default_value_t = 100)]
     pub tokens: usize,
+    /// How weights are stored and multiplied; bf16 takes half the memory and, for each token, half the reading
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Logits are divided by it; 0 always takes the likeliest token
     #[arg(long, default_value_t = 0.8)]
     pub temperature: f64,
@@ -105,6 +108,15 @@ pub struct Generate {
     /// The seed of the draws
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+/// A precision of numbers.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Precision {
+    /// 32 bits
+    F32,
+    /// 16 bits, sums in 32
+    Bf16,
 }
 
 /// A forward pass.

@@ -76,7 +76,7 @@ pub fn plan(args: &args::Experiment) -> Outcome {
     let plan = setup.plan(&backend)?;
     lines("plan", &show::plan(&setup, &plan));
     if let (Objective::NextToken, Some(context)) = (setup.objective, setup.data.facts().context)
-        && let Ok((programs, _)) = generate::programs(&setup.model, context)
+        && let Ok((programs, _)) = generate::programs(&setup.model, context, false)
     {
         let scratch = programs.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
         let all = show::allocation(&Allocation::of(&programs, scratch));
@@ -175,7 +175,8 @@ pub fn generate(args: &args::Generate, stop: &AtomicBool) -> Outcome {
         )));
     }
     let backend = backend(None)?;
-    let mut generator = Generator::new(&open.model, &open.values, &backend, context)?;
+    let bf16 = args.precision == args::Precision::Bf16;
+    let mut generator = Generator::new(&open.model, &open.values, &backend, context, bf16)?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     let mut text = prompt.clone();
     let mut shown = String::new();

@@ -389,7 +389,7 @@ fn generate(setup: &Setup, candidate: &Candidate, job: &Job<'_>) -> Result<Optio
     let broken = |e: Box<dyn std::error::Error + Send + Sync>| ModelError::new(format!("tokenizer: {e}"));
     let prompt = tokenizer.encode(wanted.prompt.as_str(), false).map_err(broken)?.get_ids().to_vec();
     let context = setup.data.facts().context.unwrap_or(prompt.len() + wanted.tokens as usize);
-    let mut generator = Generator::new(&candidate.model, &candidate.values, job.backend, context)?;
+    let mut generator = Generator::new(&candidate.model, &candidate.values, job.backend, context, false)?;
     let sampling = Sampling {
         temperature: wanted.temperature,
         top_k: wanted.top_k.map(|k| k as usize),
