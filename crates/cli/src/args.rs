@@ -28,8 +28,13 @@ pub enum Command {
     #[command(after_help = "Example:\n  tenon train recipes/digits.toml --out runs/quick --set train.steps=100")]
     Train(RunArgs),
     /// Time every part of a training step and tell what bounds it
-    #[command(after_help = "Example:\n  tenon profile recipes/moby-dick.toml --set train.precision=f32")]
-    Profile(Experiment),
+    #[command(
+        after_help = "Examples:\n  tenon profile recipes/moby-dick.toml --set train.precision=f32\n  tenon profile recipes/moby-dick.toml --picture memory.svg\n\nlimit% is the part of the time that the work would take at the speed that `tenon bench` measures."
+    )]
+    Profile(Profile),
+    /// Measure this machine, for the times that `tenon plan` and `tenon profile` tell
+    #[command(after_help = "Example:\n  tenon bench")]
+    Bench,
     /// Measure the newest checkpoint of a run on its held-out data
     #[command(after_help = "Example:\n  tenon eval runs/moby-dick")]
     Eval(RunDir),
@@ -63,6 +68,17 @@ pub struct Experiment {
     /// Set a key of the experiment
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// A profile of a training step.
+#[derive(Args, Debug)]
+pub struct Profile {
+    /// What is profiled.
+    #[command(flatten)]
+    pub experiment: Experiment,
+    /// Draw the memory over the steps into this file
+    #[arg(long, value_name = "FILE.svg")]
+    pub picture: Option<PathBuf>,
 }
 
 /// A run of an experiment.

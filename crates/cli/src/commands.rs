@@ -4,8 +4,10 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use tenon::cpu::CpuBackend;
+use tenon::cpu::speed::Speed;
 use tenon::data::Progress;
 use tenon::graph::backend::{Allocation, Backend};
 use tenon::model_folder::open_model;
@@ -22,6 +24,9 @@ use tenon::train::setup::Setup;
 use tenon::train::trainer::Trainer;
 
 use crate::args;
+use crate::machine;
+use crate::picture;
+use crate::profile;
 use crate::show;
 use crate::watch::{Watch, line};
 
@@ -40,9 +45,16 @@ pub type Outcome = Result<u8, Failure>;
 /// Where token shards are kept.
 const CACHE: &str = "runs/cache";
 
+fn all_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn backend(threads: Option<u64>) -> Result<CpuBackend, Failure> {
-    let all = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(CpuBackend::new(threads.map_or(all, |t| t as usize))?)
+    let backend = CpuBackend::new(threads.map_or(all_threads(), |t| t as usize))?;
+    if let Some(speed) = machine::file().and_then(|file| machine::load(&file, &backend.describe())) {
+        backend.set_speed(speed);
+    }
+    Ok(backend)
 }
 
 fn progress(event: Progress) {
@@ -107,17 +119,51 @@ pub fn run(args: &args::RunArgs, whole: bool, stop: &AtomicBool) -> Outcome {
 const PROFILED: usize = 5;
 
 /// `tenon profile`.
-pub fn profile(args: &args::Experiment) -> Outcome {
-    let setup = set_up(Experiment::load(&args.experiment, &args.set)?, &args.experiment)?;
+pub fn profile(args: &args::Profile) -> Outcome {
+    let file = &args.experiment.experiment;
+    let setup = set_up(Experiment::load(file, &args.experiment.set)?, file)?;
     let backend = backend(setup.experiment.train.threads)?;
     let plan = setup.plan(&backend)?;
     let programs = plan.training.clone();
     let settings = &setup.experiment.train;
+    if let Some(path) = &args.picture {
+        let svg = picture::memory(&format!("{}, {}", setup.name(), setup.model), &programs, &plan.allocation);
+        std::fs::write(path, svg).map_err(|e| Failure(format!("{}: cannot be written: {e}", path.display())))?;
+    }
     let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, &backend)?;
     let times = trainer.profile(PROFILED)?;
-    for line in show::profile(&programs, &times) {
+    // With accumulation the first of two programs runs several times for one update.
+    let runs = [settings.accumulate as usize, 1];
+    for line in profile::table(&programs, &runs, &times, backend.speed()) {
         println!("{line}");
     }
+    Ok(0)
+}
+
+/// The time for which `tenon bench` measures each rate.
+const MEASURED: Duration = Duration::from_millis(150);
+
+/// `tenon bench`.
+pub fn bench() -> Outcome {
+    let mut counts = vec![1, all_threads()];
+    counts.dedup();
+    let mut measured = Vec::new();
+    for threads in counts {
+        let backend = CpuBackend::new(threads)?;
+        measured.push((threads, backend.describe(), Speed::measure(&backend, MEASURED)));
+    }
+    let (_, machine, _) = measured.last().expect("one thread at least");
+    println!("{machine}");
+    let columns: Vec<(usize, Speed)> = measured.iter().map(|(threads, _, speed)| (*threads, *speed)).collect();
+    for line in show::speeds(&columns) {
+        println!("{line}");
+    }
+    let Some(file) = machine::file() else {
+        return Err(Failure("not stored: neither XDG_CACHE_HOME nor HOME names a folder".into()));
+    };
+    let entries: Vec<(String, Speed)> = measured.into_iter().map(|(_, machine, speed)| (machine, speed)).collect();
+    machine::store(&file, &entries).map_err(|e| Failure(format!("{}: cannot be written: {e}", file.display())))?;
+    println!("stored in {}", file.display());
     Ok(0)
 }
 

@@ -45,6 +45,27 @@ pub struct Step {
     pub writes: Vec<Value>,
 }
 
+impl Step {
+    /// The values whose buffers it reads, each once.
+    pub fn reads(&self) -> Vec<Value> {
+        let mut values: Vec<Value> = match &self.work {
+            Work::Fused(fused) => fused
+                .instructions
+                .iter()
+                .filter_map(|i| match &i.code {
+                    fused::Code::Load(window) => Some(window.root),
+                    _ => None,
+                })
+                .collect(),
+            Work::Kernel { operands, .. } => operands.iter().map(|w| w.root).collect(),
+            Work::Copy { source, .. } => vec![source.root],
+        };
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+}
+
 /// A graph with everything decided: what runs when, and where every byte is.
 #[derive(Clone, Debug)]
 pub struct Program {
