@@ -291,7 +291,8 @@ impl Speed {
                 compute * peak(Rate::ProductF32, Rate::ProductBf16) / own
             }
         };
-        overhead + compute.max(memory)
+        // Measured on training steps: kernels hardly compute while they wait for what another step left in memory.
+        overhead + compute + memory
     }
 
     /// Bytes per second of a step with so many, given the rate in memory: those of the caches are the faster the fewer.
