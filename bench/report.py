@@ -59,6 +59,17 @@ def main():
     print(f"{processor} · {' · '.join(versions)}")
     units = {"f32": "peak f32 {:.0f} GFLOP/s", "bf16": "peak bf16 {:.0f} GFLOP/s", "bandwidth": "reads {:.1f} GB/s"}
     print(", ".join(units[kind].format(value / 1e9) for kind, value in limits.items()), end="\n\n")
+    gemm = {key[1:]: found.pop(key) for key in list(found) if key[0] == "gemm"}
+    if found:
+        steps(found, limits)
+    if found and gemm:
+        print()
+    if gemm:
+        products(gemm, limits)
+
+
+def steps(found, limits):
+    """The table of everything but single products."""
     columns = ["case", "", "who", "median", "best peer / this", "rate", "of limit", "start to first", "peak memory", "of best peer's"]
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
@@ -83,6 +94,23 @@ def main():
                     f"{memory[who] / memory[best]:.2f}" if best else "-",
                 ]
                 print("| " + " | ".join(cells) + " |")
+
+
+def products(gemm, limits):
+    """The table of single products; of the shapes m x n x k, A and B are transposed in memory where the letter is t."""
+    columns = ["product", "", "Tenon", "of peak", "B packed", "of peak", "PyTorch", "of peak", "PyTorch / Tenon"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for name in CASES["gemm"]["products"]:
+        for precision in CASES["gemm"]["precisions"]:
+            cells, medians = [], []
+            for who, kind in [("Tenon", "products"), ("Tenon", "packed"), ("PyTorch", "products")]:
+                records = gemm.get((precision, who), [])
+                seconds = statistics.median(r[kind][name] for r in records) if records else math.nan
+                done = 2 * math.prod(map(int, name.split(":")[0].split("x"))) / seconds
+                cells += [f"{done / 1e9:.0f}", f"{100 * done / limits.get(precision, math.nan):.0f}%"]
+                medians.append(seconds)
+            print("| " + " | ".join([name, precision, *cells, f"{medians[2] / medians[0]:.2f}"]) + " |")
 
 
 if __name__ == "__main__":

@@ -208,6 +208,29 @@ def generate(case, model, steps, args):
     return seconds, first, {}
 
 
+@torch.inference_mode()
+def gemm(case, precision):
+    """The median seconds of each product, B transposed in memory where it says so; PyTorch has no packed form of its own."""
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+    def operand(rows, cols, transposed):
+        return torch.randn(cols, rows).to(dtype).t() if transposed == "t" else torch.randn(rows, cols).to(dtype)
+
+    products = {}
+    for name in case["products"]:
+        sizes, transposed = name.split(":")
+        m, n, k = map(int, sizes.split("x"))
+        a, b, out = operand(m, k, transposed[0]), operand(k, n, transposed[1]), torch.empty(m, n, dtype=dtype)
+        torch.mm(a, b, out=out)
+        seconds, began = [], time.perf_counter()
+        while len(seconds) < 3 or time.perf_counter() - began < 0.3:
+            once = time.perf_counter()
+            torch.mm(a, b, out=out)
+            seconds.append(time.perf_counter() - once)
+        products[name] = statistics.median(seconds)
+    return products
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("case", choices=CASES)
@@ -219,6 +242,10 @@ def main():
     case = CASES[args.case]
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    if case["task"] == "gemm":
+        result = {"case": args.case, "precision": args.precision, "who": "PyTorch", "version": torch.__version__}
+        print(json.dumps(result | {"products": gemm(case, args.precision)}))
+        return
     model = {"gpt2": Gpt2, "mlp": mlp}.get(case["architecture"], Bert)(**case["model"]).train()
     parameters = sum(p.numel() for p in model.parameters())
     warmup = case["warmup"]

@@ -28,8 +28,13 @@ pub enum Command {
     #[command(after_help = "Example:\n  tenon train recipes/digits.toml --out runs/quick --set train.epochs=2")]
     Train(RunArgs),
     /// Time every part of a training step and tell what bounds it
-    #[command(after_help = "Example:\n  tenon profile recipes/moby-dick.toml --set train.precision=f32")]
-    Profile(Experiment),
+    #[command(
+        after_help = "Examples:\n  tenon profile recipes/moby-dick.toml --set train.precision=f32\n  tenon profile recipes/moby-dick.toml --picture memory.svg\n\nlimit% is the part of the time that the work would take at the speed that `tenon bench` measures."
+    )]
+    Profile(Profile),
+    /// Measure this machine, for the times that `tenon plan` and `tenon profile` tell
+    #[command(after_help = "Example:\n  tenon bench")]
+    Bench,
     /// Measure the newest checkpoint of a run on its held-out data
     #[command(after_help = "Example:\n  tenon eval runs/moby-dick")]
     Eval(RunDir),
@@ -65,6 +70,17 @@ pub struct Experiment {
     pub set: Vec<String>,
 }
 
+/// A profile of a training step.
+#[derive(Args, Debug)]
+pub struct Profile {
+    /// What is profiled.
+    #[command(flatten)]
+    pub experiment: Experiment,
+    /// Draw the memory over the steps into this file
+    #[arg(long, value_name = "FILE.svg")]
+    pub picture: Option<PathBuf>,
+}
+
 /// A run of an experiment.
 #[derive(Args, Debug)]
 pub struct RunArgs {
@@ -93,6 +109,9 @@ pub struct Generate {
     /// How many tokens to add
     #[arg(long, default_value_t = 100)]
     pub tokens: usize,
+    /// How weights are stored and multiplied; bf16 takes half the memory and, for each token, half the reading
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Logits are divided by it; 0 always takes the likeliest token
     #[arg(long, default_value_t = 0.8)]
     pub temperature: f64,
@@ -105,6 +124,15 @@ pub struct Generate {
     /// The seed of the draws
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+/// A precision of numbers.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Precision {
+    /// 32 bits
+    F32,
+    /// 16 bits, sums in 32
+    Bf16,
 }
 
 /// A forward pass.

@@ -4,8 +4,10 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tenon::cpu::CpuBackend;
+use tenon::cpu::speed::Speed;
 use tenon::data::Progress;
 use tenon::graph::backend::{Allocation, Backend};
 use tenon::model_folder::open_model;
@@ -22,6 +24,9 @@ use tenon::train::setup::Setup;
 use tenon::train::trainer::Trainer;
 
 use crate::args;
+use crate::machine;
+use crate::picture;
+use crate::profile;
 use crate::show;
 use crate::watch::{Watch, line, note};
 
@@ -40,9 +45,16 @@ pub type Outcome = Result<u8, Failure>;
 /// Where token shards are kept.
 const CACHE: &str = "runs/cache";
 
+fn all_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn backend(threads: Option<u64>) -> Result<CpuBackend, Failure> {
-    let all = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(CpuBackend::new(threads.map_or(all, |t| t as usize))?)
+    let backend = CpuBackend::new(threads.map_or(all_threads(), |t| t as usize))?;
+    if let Some(speed) = machine::file().and_then(|file| machine::load(&file, &backend.describe())) {
+        backend.set_speed(speed);
+    }
+    Ok(backend)
 }
 
 fn progress(event: Progress) {
@@ -87,7 +99,7 @@ pub fn plan(args: &args::Experiment) -> Outcome {
     let plan = setup.plan(&backend)?;
     lines("plan", &show::plan(&setup, &plan));
     if let (Objective::NextToken, Some(context)) = (setup.objective, setup.data.facts().context)
-        && let Ok((programs, _)) = generate::programs(&setup.model, context)
+        && let Ok((programs, _)) = generate::programs(&setup.model, context, false)
     {
         let scratch = programs.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
         let all = show::allocation(&Allocation::of(&programs, scratch));
@@ -118,15 +130,47 @@ pub fn run(args: &args::RunArgs, whole: bool, stop: &AtomicBool) -> Outcome {
 const PROFILED: usize = 5;
 
 /// `tenon profile`.
-pub fn profile(args: &args::Experiment) -> Outcome {
-    let setup = set_up(Experiment::load(&args.experiment, &args.set)?, &args.experiment)?;
+pub fn profile(args: &args::Profile) -> Outcome {
+    let file = &args.experiment.experiment;
+    let setup = set_up(Experiment::load(file, &args.experiment.set)?, file)?;
     let backend = backend(setup.experiment.train.threads)?;
     let plan = setup.plan(&backend)?;
     let programs = plan.training.clone();
     let settings = &setup.experiment.train;
+    if let Some(path) = &args.picture {
+        let svg = picture::memory(&format!("{}, {}", setup.name(), setup.model), &programs, &plan.allocation);
+        std::fs::write(path, svg).map_err(|e| Failure(format!("{}: cannot be written: {e}", path.display())))?;
+    }
     let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, &backend)?;
     let times = trainer.profile(PROFILED)?;
-    page(&(show::profile(&programs, &times).join("\n") + "\n"))
+    // With accumulation the first of two programs runs several times for one update.
+    let runs = [settings.accumulate as usize, 1];
+    page(&(profile::table(&programs, &runs, &times, backend.speed()).join("\n") + "\n"))
+}
+
+/// The time for which `tenon bench` measures each rate.
+const MEASURED: Duration = Duration::from_millis(150);
+
+/// `tenon bench`.
+pub fn bench() -> Outcome {
+    let mut counts = vec![1, all_threads()];
+    counts.dedup();
+    let mut measured = Vec::new();
+    for threads in counts {
+        let backend = CpuBackend::new(threads)?;
+        measured.push((threads, backend.describe(), Speed::measure(&backend, MEASURED)));
+    }
+    let (_, machine, _) = measured.last().expect("one thread at least");
+    let mut lines = vec![machine.clone()];
+    let columns: Vec<(usize, Speed)> = measured.iter().map(|(threads, _, speed)| (*threads, *speed)).collect();
+    lines.extend(show::speeds(&columns));
+    page(&(lines.join("\n") + "\n"))?;
+    let Some(file) = machine::file() else {
+        return Err(Failure("not stored: neither XDG_CACHE_HOME nor HOME names a folder".into()));
+    };
+    let entries: Vec<(String, Speed)> = measured.into_iter().map(|(_, machine, speed)| (machine, speed)).collect();
+    machine::store(&file, &entries).map_err(|e| Failure(format!("{}: cannot be written: {e}", file.display())))?;
+    page(&format!("stored in {}\n", file.display()))
 }
 
 /// The folder with the result of the run in `folder`, or `folder` itself; says so if it is that of a trial.
@@ -200,7 +244,8 @@ pub fn generate(args: &args::Generate, stop: &AtomicBool) -> Outcome {
         )));
     }
     let backend = backend(None)?;
-    let mut generator = Generator::new(&open.model, &open.values, &backend, context)?;
+    let bf16 = args.precision == args::Precision::Bf16;
+    let mut generator = Generator::new(&open.model, &open.values, &backend, context, bf16)?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     let mut text = prompt.clone();
     let mut shown = String::new();

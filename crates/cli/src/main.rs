@@ -5,6 +5,9 @@
 
 mod args;
 mod commands;
+mod machine;
+mod picture;
+mod profile;
 mod show;
 mod watch;
 
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     }
     let outcome = match &cli.command {
         args::Command::Plan(args) => commands::plan(args),
+        args::Command::Bench => commands::bench(),
         args::Command::Run(args) => commands::run(args, true, &STOP),
         args::Command::Train(args) => commands::run(args, false, &STOP),
         args::Command::Profile(args) => commands::profile(args),

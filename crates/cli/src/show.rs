@@ -1,11 +1,7 @@
 //! Numbers, sizes and the plan as people read them.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
+use tenon::cpu::speed::{Rate, Speed, Unit};
 use tenon_graph::backend::Allocation;
-use tenon_graph::cost::cost;
-use tenon_graph::lower::{Program, Step, Work};
 use tenon_graph::op::Role;
 use tenon_train::plan::RunPlan;
 use tenon_train::setup::Setup;
@@ -119,63 +115,19 @@ pub fn data(setup: &Setup) -> Vec<String> {
     lines
 }
 
-/// What a group of steps costs.
-#[derive(Default)]
-struct Group {
-    steps: usize,
-    seconds: f64,
-    flops: f64,
-    bytes: f64,
-}
-
-/// A table of the steps of programs with the seconds that they took, equal work of one line of the model together.
-pub fn profile(programs: &[Arc<Program>], times: &[Vec<f64>]) -> Vec<String> {
-    let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
-    let mut total = 0.0;
-    for (program, times) in programs.iter().zip(times) {
-        for (step, seconds) in program.steps.iter().zip(times) {
-            let graph = &program.graph;
-            let what = match &step.work {
-                Work::Fused(fused) => {
-                    let mut names: Vec<&str> = step.nodes.iter().map(|n| graph.node(*n).op.name()).collect();
-                    names.dedup();
-                    names.truncate(4);
-                    format!("fused {} of {}x{}: {}", step.nodes.len(), fused.rows, fused.cols, names.join(" "))
-                }
-                Work::Kernel { node, .. } => {
-                    let types: Vec<String> =
-                        graph.node(*node).inputs.iter().map(|v| graph.ty(*v).to_string()).collect();
-                    format!("{} {}", graph.node(*node).op.name(), types.join(" "))
-                }
-                Work::Copy { target, .. } => format!("copy {}", graph.ty(*target)),
-            };
-            let last = step.nodes.last().map(|n| (graph.node(*n).phase, graph.site(*n)));
-            let place = last.map_or(String::new(), |(phase, site)| format!("{} {site}", phase.name()));
-            let costs = step.nodes.iter().map(|n| cost(graph, *n));
-            let group = groups.entry((what, place)).or_default();
-            group.steps += 1;
-            group.seconds += seconds;
-            group.flops += costs.map(|c| c.flops).sum::<f64>();
-            group.bytes += traffic(program, step);
-            total += seconds;
-        }
+/// The table of what a machine does with each of these numbers of threads.
+pub fn speeds(measured: &[(usize, Speed)]) -> Vec<String> {
+    let threads = |n: usize| format!("{n} thread{}", if n == 1 { "" } else { "s" });
+    let columns: String = measured.iter().map(|(n, _)| format!(" {:>11}", threads(*n))).collect();
+    let mut lines = vec![format!("{:24}{columns}", "")];
+    for rate in Rate::ALL {
+        let (scaled, unit): (fn(f64) -> f64, _) = match rate.unit() {
+            Unit::Flop => (|r| r / 1e9, "GFLOP/s"),
+            Unit::Byte => (|r| r / 1e9, "GB/s"),
+            Unit::Step => (|r| 1e6 / r, "µs to start one"),
+        };
+        let values: String = measured.iter().map(|(_, s)| format!(" {:11.1}", scaled(s.get(rate)))).collect();
+        lines.push(format!("{:24}{values} {unit}", rate.name()));
     }
-    let mut rows: Vec<((String, String), Group)> = groups.into_iter().collect();
-    rows.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
-    let mut lines = vec![format!("{:>9} {:>6} {:>6} {:>8} {:>7}  what", "ms", "share", "steps", "GFLOP/s", "GB/s")];
-    for ((what, place), group) in rows {
-        let rate = |amount: f64| amount / group.seconds / 1e9;
-        let share = 100.0 * group.seconds / total;
-        let (ms, steps) = (group.seconds * 1e3, group.steps);
-        let (flops, bytes) = (rate(group.flops), rate(group.bytes));
-        lines.push(format!("{ms:9.3} {share:5.1}% {steps:6} {flops:8.1} {bytes:7.1}  {what}  [{place}]"));
-    }
-    lines.push(format!("{:9.3}  one training step, the sum of its parts", total * 1e3));
     lines
-}
-
-/// The bytes of the buffers that a step reads and writes, each once.
-fn traffic(program: &Program, step: &Step) -> f64 {
-    let values = step.reads().into_iter().chain(step.writes.iter().copied());
-    values.map(|v| program.graph.ty(v).bytes() as f64).sum()
 }

@@ -1,5 +1,8 @@
 //! Measures the matrix products against this machine's own peak and the crate `gemm`:
-//! `cargo run --release -p tenon-cpu --example gemm_peak [threads] [milliseconds per figure]`.
+//! `cargo run --release -p tenon-cpu --example gemm_peak [threads] [milliseconds per figure] [f32|bf16 product ...]`.
+//!
+//! With products, such as `1024x768x3072:nt` (m, n, k; whether A and B are transposed in memory), it prints their seconds
+//! as one line of JSON, as bench/run wants them, and no table.
 //!
 //! The peak is what multiply-adds on registers alone reach, measured before and after the table. Figures are medians
 //! with warm buffers; `B packed` leaves the packing of B out.
@@ -121,7 +124,7 @@ fn peak(_: &Cpu, _: Float) -> Option<f64> {
     None
 }
 
-/// GFLOP/s of Tenon.
+/// Seconds of Tenon.
 fn ours(cpu: &Cpu, spec: &GemmSpec, budget: Duration) -> f64 {
     let batch = spec.batch[0] * spec.batch[1];
     let (dtype, mut c) = (spec.a.dtype, Buffer::new(batch * spec.m * spec.n * spec.c.dtype.bytes()));
@@ -130,14 +133,45 @@ fn ours(cpu: &Cpu, spec: &GemmSpec, budget: Duration) -> f64 {
     let mut scratch = Buffer::new(gemm_scratch_bytes(spec, cpu.isa(), cpu.pool.threads()));
     let mut packed = Buffer::new(if spec.packed_b { packed_bytes(cpu.isa(), dtype, spec.k, spec.n) } else { 0 });
     // SAFETY: every buffer holds all that its layout reaches.
-    let time = unsafe {
+    unsafe {
         if spec.packed_b {
             pack_b(cpu, &spec.b, spec.k, spec.n, b.ptr(), packed.ptr());
         }
         let b = if spec.packed_b { packed.ptr() } else { b.ptr() };
         median(budget, || gemm(cpu, spec, a.ptr(), b, c.ptr(), scratch.ptr(), None))
+    }
+}
+
+/// An operand as it lies in memory.
+fn operand(dtype: Float, rows: usize, cols: usize, transposed: bool) -> Layout {
+    let layout = if transposed { Layout::row_major(dtype, rows).transposed() } else { Layout::row_major(dtype, cols) };
+    layout.batched([0, rows * cols])
+}
+
+/// A product with an `f32` result.
+fn product(dtype: Float, [m, n, k]: [usize; 3], [trans_a, trans_b]: [bool; 2]) -> GemmSpec {
+    let (a, b) = (operand(dtype, m, k, trans_a), operand(dtype, k, n, trans_b));
+    GemmSpec::new(m, n, k, a, b, operand(Float::F32, m, n, false))
+}
+
+/// The seconds of products, B as it lies and B packed, as JSON.
+fn compare(cpu: &Cpu, budget: Duration, precision: &str, products: &[String]) -> String {
+    let dtype = if precision == "bf16" { Float::Bf16 } else { Float::F32 };
+    let seconds = |packed_b: bool| {
+        let entries = products.iter().map(|name| {
+            let (sizes, transposed) = name.split_once(':').unwrap_or((name, "nn"));
+            let sizes: Vec<usize> = sizes.split('x').map_while(|n| n.parse().ok()).collect();
+            let ([m, n, k], [a, b]) = (sizes.as_slice(), transposed.as_bytes()) else { panic!("no product: {name}") };
+            let spec = GemmSpec { packed_b, ..product(dtype, [*m, *n, *k], [*a == b't', *b == b't']) };
+            format!("{name:?}: {}", ours(cpu, &spec, budget))
+        });
+        entries.collect::<Vec<_>>().join(", ")
     };
-    flop(spec) / time / 1e9
+    let [plain, packed] = [false, true].map(seconds);
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "{{\"case\": \"gemm\", \"precision\": {precision:?}, \"who\": \"Tenon\", \"version\": {version:?}, \"products\": {{{plain}}}, \"packed\": {{{packed}}}}}"
+    )
 }
 
 /// GFLOP/s of the crate `gemm`, f32.
@@ -204,10 +238,15 @@ const SHAPES: [(&str, usize, [usize; 3], [bool; 2]); 17] = [
 ];
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).map(|arg| arg.parse().unwrap_or_else(|_| panic!("not a number: {arg}")));
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut numbers = args.iter().take(2).map(|arg| arg.parse().unwrap_or_else(|_| panic!("not a number: {arg}")));
     let threads = numbers.next().unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
     let budget = Duration::from_millis(numbers.next().unwrap_or(300) as u64);
     let cpu = Cpu::new(threads).unwrap_or_else(|e| panic!("{e}"));
+    if let [_, _, precision, products @ ..] = args.as_slice() {
+        println!("{}", compare(&cpu, budget, precision, products));
+        return;
+    }
     println!("{} thread(s), {}", cpu.pool.threads(), cpu.isa().name());
     let before = [Float::F32, Float::Bf16].map(|dtype| peak(&cpu, dtype));
     println!("peak GFLOP/s: f32 {:.0}, bf16 {:.0}", before[0].unwrap_or(f64::NAN), before[1].unwrap_or(f64::NAN));
@@ -215,26 +254,18 @@ fn main() {
         "{:>20} {:>18} | {:>6} {:>5} {:>8} | {:>6} {:>5} {:>8} | {:>10}",
         "GFLOP/s", "m x n x k", "f32", "peak", "B packed", "bf16", "peak", "B packed", "crate gemm"
     );
-    for (name, entries, [m, n, k], [trans_a, trans_b]) in SHAPES {
-        let operand = |dtype, rows: usize, cols: usize, trans: bool| {
-            let layout =
-                if trans { Layout::row_major(dtype, rows).transposed() } else { Layout::row_major(dtype, cols) };
-            layout.batched([0, rows * cols])
-        };
+    for (name, entries, [m, n, k], transposed) in SHAPES {
         let mut line = format!("{name:>20} {:>18} |", format!("{m} x {n} x {k}"));
         for (dtype, peak) in [(Float::F32, before[0]), (Float::Bf16, before[1])] {
-            let (a, b) = (operand(dtype, m, k, trans_a), operand(dtype, k, n, trans_b));
-            let mut spec = GemmSpec::new(m, n, k, a, b, operand(Float::F32, m, n, false));
-            spec.batch = [1, entries];
-            let plain = ours(&cpu, &spec, budget);
+            let mut spec = GemmSpec { batch: [1, entries], ..product(dtype, [m, n, k], transposed) };
+            let ours = |spec: &GemmSpec| flop(spec) / ours(&cpu, spec, budget) / 1e9;
+            let plain = ours(&spec);
             let share = 100.0 * plain / peak.unwrap_or(f64::NAN);
             spec.packed_b = true;
-            let packed = if entries == 1 { ours(&cpu, &spec, budget) } else { f64::NAN };
+            let packed = if entries == 1 { ours(&spec) } else { f64::NAN };
             line += &format!(" {plain:>6.0} {share:>4.0}% {packed:>8.0} |");
         }
-        let (a, b) = (operand(Float::F32, m, k, trans_a), operand(Float::F32, k, n, trans_b));
-        let mut spec = GemmSpec::new(m, n, k, a, b, operand(Float::F32, m, n, false));
-        spec.batch = [1, entries];
+        let spec = GemmSpec { batch: [1, entries], ..product(Float::F32, [m, n, k], transposed) };
         println!("{line} {:>10.0}", theirs(threads, &spec, budget));
     }
     let after = [Float::F32, Float::Bf16].map(|dtype| peak(&cpu, dtype));

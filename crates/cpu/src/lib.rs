@@ -13,6 +13,6 @@ pub mod pool;
 pub mod rows;
 mod session;
 pub mod simd;
-mod speed;
+pub mod speed;
 
 pub use session::CpuBackend;

@@ -1,7 +1,7 @@
 //! Programs with their memory, ready to run.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use tenon_graph::backend::{Allocation, Backend, BackendError, NonFinite, Session};
 use tenon_graph::graph::{Graph, Value};
@@ -15,9 +15,13 @@ use crate::isa::{Cpu, IsaError};
 use crate::memory::Memory;
 use crate::speed::Speed;
 
+/// For how long each rate is measured where nobody measured before: enough for a few hundred of the shortest programs.
+const QUICK: Duration = Duration::from_millis(4);
+
 /// This machine's processor as a backend.
 pub struct CpuBackend {
     cpu: Arc<Cpu>,
+    speed: OnceLock<Speed>,
 }
 
 impl CpuBackend {
@@ -26,12 +30,22 @@ impl CpuBackend {
     /// # Errors
     /// `TENON_ISA` asks for an instruction set that the processor lacks.
     pub fn new(threads: usize) -> Result<CpuBackend, IsaError> {
-        Ok(CpuBackend { cpu: Arc::new(Cpu::new(threads)?) })
+        Ok(CpuBackend::with(Cpu::new(threads)?))
     }
 
     /// The processor as given.
     pub fn with(cpu: Cpu) -> CpuBackend {
-        CpuBackend { cpu: Arc::new(cpu) }
+        CpuBackend { cpu: Arc::new(cpu), speed: OnceLock::new() }
+    }
+
+    /// This machine's speed: what [`CpuBackend::set_speed`] gave, or else measured once, in some tenths of a second.
+    pub fn speed(&self) -> &Speed {
+        self.speed.get_or_init(|| Speed::measure(self, QUICK))
+    }
+
+    /// Gives a speed that was measured earlier; one that is known already stays.
+    pub fn set_speed(&self, speed: Speed) {
+        let _ = self.speed.set(speed);
     }
 }
 
@@ -48,7 +62,7 @@ impl Backend for CpuBackend {
     }
 
     fn estimate_seconds(&self, program: &Program) -> f64 {
-        Speed::of(&self.cpu).estimate(program)
+        self.speed().estimate(program)
     }
 
     fn session(&self, programs: Vec<Arc<Program>>) -> Result<Box<dyn Session>, BackendError> {

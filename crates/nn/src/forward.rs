@@ -60,13 +60,21 @@ pub struct NamedTensor {
     pub values: Values,
 }
 
-/// Gives the variables of a model (in the order of [`Model::variables`]) their values in a session.
+/// Gives the variables of a model (in the order of [`Model::variables`]) their values in a session, rounded to bf16 where
+/// the programs store them so, which the size of the buffer tells.
 pub fn set_variables<V: AsRef<[f32]>>(session: &mut dyn Session, model: &Model, values: &[V]) {
     for (variable, values) in model.variables().zip(values) {
         // A program need not use every variable.
         let Some(buffer) = session.input_mut(&variable.name) else { continue };
-        for (bytes, value) in buffer.chunks_exact_mut(4).zip(values.as_ref()) {
-            bytes.copy_from_slice(&value.to_le_bytes());
+        let values = values.as_ref();
+        if buffer.len() == 2 * values.len() {
+            for (bytes, value) in buffer.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *bytes = bf16::from_f32(*value).to_le_bytes();
+            }
+        } else {
+            for (bytes, value) in buffer.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *bytes = value.to_le_bytes();
+            }
         }
     }
 }

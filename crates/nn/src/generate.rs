@@ -9,14 +9,15 @@ use tenon_graph::lower::Program;
 use tenon_graph::op::Role;
 use tenon_graph::passes::mode::{POSITION, for_decoding};
 use tenon_graph::passes::pipeline::{Options, compile};
+use tenon_graph::passes::precision::{bf16_weights, mixed_bf16};
 use tenon_graph::random::random_bits;
 use tenon_graph::types::DType;
 
 use crate::error::ModelError;
 use crate::model::{Input, Model};
 
-/// The numbers of tokens that a prompt is read by.
-const CHUNKS: [usize; 2] = [64, 8];
+/// The numbers of tokens that a prompt is read by: few steps between them, so that little is read in vain.
+const CHUNKS: [usize; 4] = [512, 128, 32, 8];
 
 /// How the next token is chosen.
 #[derive(Clone, PartialEq, Debug)]
@@ -89,18 +90,21 @@ pub struct Generator {
     length: usize,
 }
 
-/// The programs of generation: prompt chunks without results, then one token with logits.
+/// The programs of generation: prompt chunks without results, then one token with logits. In `bf16`, matrices, keys and
+/// values are stored in bf16, products take bf16, and all sums are f32.
 ///
 /// # Errors
 /// A model that is no decoder, or a capacity beyond its limits.
-pub fn programs(model: &Model, capacity: usize) -> Result<(Vec<Arc<Program>>, Vec<usize>), ModelError> {
+pub fn programs(model: &Model, capacity: usize, bf16: bool) -> Result<(Vec<Arc<Program>>, Vec<usize>), ModelError> {
     let input = tokens_input(model)?;
     let mut graph = model.graph.clone();
     graph.outputs.retain(|(name, _)| &**name == "logits");
     if graph.outputs.is_empty() {
         return Err(ModelError::new(format!("{model} cannot generate: it has no output named `logits`")));
     }
-    let graph = for_decoding(&graph, capacity).map_err(ModelError::from)?;
+    // Before the mode: the caches have the type of the keys and values that they keep.
+    let narrow = bf16.then(|| mixed_bf16(&bf16_weights(&graph)?)).transpose().map_err(ModelError::from)?;
+    let graph = for_decoding(narrow.as_ref().unwrap_or(&graph), capacity).map_err(ModelError::from)?;
     let mut silent = graph.clone();
     silent.outputs.clear();
     let chunks: Vec<usize> = CHUNKS.into_iter().filter(|n| *n <= capacity).collect();
@@ -140,7 +144,7 @@ fn program(model: &Model, input: &Input, graph: &Graph, tokens: usize, capacity:
 
 impl Generator {
     /// Allocates caches of `capacity` tokens and takes the values of the model's variables, in the order of
-    /// [`Model::variables`].
+    /// [`Model::variables`]; for `bf16` see [`programs`].
     ///
     /// # Errors
     /// A model that is no decoder, a capacity beyond its limits, or no memory.
@@ -149,8 +153,9 @@ impl Generator {
         values: &[V],
         backend: &dyn Backend,
         capacity: usize,
+        bf16: bool,
     ) -> Result<Generator, ModelError> {
-        let (programs, chunks) = programs(model, capacity)?;
+        let (programs, chunks) = programs(model, capacity, bf16)?;
         let mut session = backend.session(programs).map_err(ModelError::from)?;
         crate::forward::set_variables(&mut *session, model, values);
         Ok(Generator { session, tokens: tokens_input(model)?.name.clone(), chunks, capacity, length: 0 })
@@ -203,17 +208,15 @@ impl Generator {
             );
             return Err(ModelError::new(message));
         }
-        let mut rest = &tokens[..tokens.len() - 1];
-        for (program, chunk) in self.chunks.clone().into_iter().enumerate() {
-            while rest.len() >= chunk {
-                self.run(program, &rest[..chunk])?;
-                rest = &rest[chunk..];
-            }
-        }
         let last = self.chunks.len();
-        for token in rest.iter().chain(&tokens[tokens.len() - 1..]) {
-            self.run(last, std::slice::from_ref(token))?;
+        let mut rest = &tokens[..tokens.len() - 1];
+        while !rest.is_empty() {
+            let program = chunk_of(&self.chunks, rest.len(), self.capacity - self.length).unwrap_or(last);
+            let now = self.chunks.get(program).map_or(1, |chunk| rest.len().min(*chunk));
+            self.run(program, &rest[..now])?;
+            rest = &rest[now..];
         }
+        self.run(last, &tokens[tokens.len() - 1..])?;
         let (_, bytes) = self.session.output(last, "logits").expect("the last program gives logits");
         Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
@@ -244,9 +247,12 @@ impl Generator {
         Ok(text)
     }
 
+    /// Reads tokens with a program for at least as many. The places that are left take the last token again: no token
+    /// sees what comes after it, and the next ones take their place in the caches.
     fn run(&mut self, program: usize, tokens: &[u32]) -> Result<(), ModelError> {
         let ids = self.session.input_mut(&self.tokens).expect("every program has the input of tokens");
-        for (bytes, token) in ids.chunks_exact_mut(4).zip(tokens) {
+        let padding = std::iter::repeat(tokens.last().expect("no program reads nothing"));
+        for (bytes, token) in ids.chunks_exact_mut(4).zip(tokens.iter().chain(padding)) {
             bytes.copy_from_slice(&token.to_le_bytes());
         }
         // A model without positions or attention needs none.
@@ -257,6 +263,17 @@ impl Generator {
         self.length += tokens.len();
         Ok(())
     }
+}
+
+/// Which of the chunks, the largest first, reads the next of `rest` tokens where the caches have `room`: the smallest that
+/// takes all of them if that fills most of it, or the largest that they fill. The smallest may be read for two tokens: a few
+/// take hardly longer than one, since all weights are read. `None` is one token at a time.
+fn chunk_of(chunks: &[usize], rest: usize, room: usize) -> Option<usize> {
+    let smallest = chunks.len().checked_sub(1)?;
+    let fits = |i: &usize| chunks[*i] <= room;
+    let holds = (0..chunks.len()).rev().find(|i| chunks[*i] >= rest).filter(fits);
+    let mostly = |i: &usize| if *i == smallest { rest > 1 } else { 4 * rest > 3 * chunks[*i] };
+    holds.filter(mostly).or_else(|| (0..chunks.len()).find(|i| chunks[*i] <= rest && fits(i)))
 }
 
 #[cfg(test)]

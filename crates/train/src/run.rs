@@ -126,7 +126,7 @@ pub fn run(setup: &Setup, job: &Job<'_>, whole: bool, observer: &mut dyn Observe
         && setup.objective == Objective::NextToken
     {
         // What cannot be generated at the end is refused before it costs anything.
-        programs(&setup.model, setup.data.facts().context.unwrap_or(sample.tokens as usize))?;
+        programs(&setup.model, setup.data.facts().context.unwrap_or(sample.tokens as usize), false)?;
     }
     let folder = begin(setup, job, job.folder)?;
     let goals = &setup.experiment.goal;
@@ -429,7 +429,7 @@ fn generate(run: &Finished<'_>, job: &Job<'_>) -> Result<Option<String>, RunFail
     let broken = |e: Box<dyn std::error::Error + Send + Sync>| ModelError::new(format!("tokenizer: {e}"));
     let prompt = tokenizer.encode(wanted.prompt.as_str(), false).map_err(broken)?.get_ids().to_vec();
     let context = setup.data.facts().context.unwrap_or(prompt.len() + wanted.tokens as usize);
-    let mut generator = Generator::new(&setup.model, &run.candidate.values, job.backend, context)?;
+    let mut generator = Generator::new(&setup.model, &run.candidate.values, job.backend, context, false)?;
     let sampling = Sampling {
         temperature: wanted.temperature,
         top_k: wanted.top_k.map(|k| k as usize),

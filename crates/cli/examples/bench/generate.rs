@@ -59,12 +59,10 @@ pub fn prompt(case: &Case) -> Result<Json, Box<dyn Error>> {
 
 /// A generator with room for the prompt and more tokens, and the prompt.
 fn ready(case: &Case, more: usize) -> Result<(Generator, Vec<u32>), Box<dyn Error>> {
-    if case.precision != Precision::F32 {
-        return Err("text is generated in f32".into());
-    }
     let values: Vec<Vec<f32>> = case.model.variables().map(|v| initialise(v, 0)).collect();
     let length = case.number("length")? as usize;
-    let generator = Generator::new(&case.model, &values, &case.backend, length + more)?;
+    let bf16 = case.precision == Precision::Bf16;
+    let generator = Generator::new(&case.model, &values, &case.backend, length + more, bf16)?;
     let (vocab, mut random) = (case.size("vocab")?, numbers());
     Ok((generator, (0..length).map(|_| (random() % vocab) as u32).collect()))
 }

@@ -35,7 +35,7 @@ pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
     };
     let recipe = Recipe { model: &case.model, train: &train, objective, steps: case.warmup + case.steps };
     let plan = plan(&recipe, &data, &case.backend, None)?;
-    let planned = plan.allocation.total();
+    let (planned, estimated) = (plan.allocation.total(), plan.step_seconds);
     let mut trainer = Trainer::new(plan, &case.model, &train, &data, &case.backend)?;
 
     let (mut seconds, mut first_step, mut first_loss) = (Vec::new(), 0.0, 0.0);
@@ -55,6 +55,7 @@ pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
         "seconds": seconds.get(seconds.len() / 2),
         "fastest": seconds.first(),
         "first_step": first_step,
+        "estimated_seconds": estimated,
         "planned_bytes": planned,
         "allocated_bytes": trainer.allocation().total(),
         "peak_bytes": peak_bytes()?,

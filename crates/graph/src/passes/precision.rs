@@ -1,7 +1,7 @@
 //! Mixed precision: products in bf16, everything else in f32 (Micikevicius et al. 2018; Kalamkar et al. 2019).
 //!
 //! Matrix products, convolutions and attention take bf16 operands, accumulate in f32 and give bf16 results. Parameters
-//! stay f32 masters. Norms, softmax, losses, reductions and the optimizer are f32 and see no difference: the type of no
+//! stay f32 masters, unless they are stored in bf16 ([`bf16_weights`]). Norms, softmax, losses, reductions and the optimizer are f32 and see no difference: the type of no
 //! value that they read changes.
 
 use std::collections::{HashMap, HashSet};
@@ -12,22 +12,47 @@ use crate::composite::Composite;
 use crate::composite::attention::{ATTENTION, ATTENTION_GRADIENT};
 use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Phase, Value};
-use crate::op::{Conv, Dot, Op, Role, Source, View};
-use crate::passes::rewrite::rewrite;
+use crate::op::{Conv, Dot, Gather, Op, Role, Source, View};
+use crate::passes::rewrite::{one, rewrite};
 use crate::passes::rules::Made;
 use crate::tensor::Tensor;
-use crate::types::DType;
+use crate::types::{DType, Type};
+
+/// `graph`, which changes none of them, with its matrices among the parameters stored in bf16: half the bytes to read.
+/// Vectors, such as biases and the weights of norms, stay f32. Rows of a table are converted after they are picked, so that
+/// with [`mixed_bf16`] after this pass nothing converts a whole matrix.
+///
+/// # Errors
+/// Those of [`rewrite`].
+pub fn bf16_weights(graph: &Graph) -> Result<Graph, Diagnostic> {
+    rewrite(graph, |visit| match visit.op() {
+        Op::Source(Source::Input { name, role: Role::Parameter, ty })
+            if ty.dtype == DType::F32 && ty.shape.rank() >= 2 =>
+        {
+            let stored = Type { dtype: DType::BF16, ..ty.clone() };
+            Some(one(visit.builder.input(name, Role::Parameter, stored).cast(DType::F32)))
+        }
+        Op::Gather(Gather::Rows) => {
+            let made = Made::of(visit.operands[0]);
+            let stored =
+                made.operands.first().filter(|t| made.op == Op::Cast(DType::F32) && t.dtype() == DType::BF16)?;
+            let rows = visit.builder.add(visit.op().clone(), &[*stored, visit.operands[1]], 1)[0];
+            Some(one(rows.cast(DType::F32)))
+        }
+        _ => None,
+    })
+}
 
 /// `graph` with its products in bf16. It may be a model alone or have gradients and an optimizer already.
 ///
 /// Each value is converted once. Gradients of parameters keep their f32 results: products in [`Phase::Backward`] on which
-/// no further product there depends, which is also true of what flows into the first layer's embedding. Products of the
-/// optimizer stay f32 throughout.
+/// no further product there depends, which is also true of what flows into the first layer's embedding. So do products that
+/// are results of the graph and nothing else, such as logits to choose from. Products of the optimizer stay f32 throughout.
 ///
 /// # Errors
 /// Those of [`rewrite`].
 pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
-    let (feeds, split) = (feeds_products(graph), split_values(graph));
+    let (feeds, split, results) = (feeds_products(graph), split_values(graph), results(graph));
     let mut narrow = Narrow::default();
     rewrite(graph, |visit| {
         let data = visit.data();
@@ -38,7 +63,8 @@ pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
             return Some(kept);
         }
         let last_gradient = data.phase == Phase::Backward && !data.outputs().any(|v| feeds[v.index()]);
-        let dtype = if last_gradient { DType::F32 } else { DType::BF16 };
+        let is_result = data.outputs().any(|v| results.contains(&v));
+        let dtype = if last_gradient || is_result { DType::F32 } else { DType::BF16 };
         let op = match &data.op {
             Op::Dot(dot) if dot.dtype == DType::F32 => Op::Dot(Dot { dtype, ..dot.clone() }),
             Op::Conv(conv) if conv.dtype == DType::F32 => Op::Conv(Conv { dtype, ..conv.clone() }),
@@ -86,6 +112,24 @@ fn may_be_narrow(product: &Op, i: usize) -> bool {
         Op::Composite(Composite { def, attrs }) => def.operands_with(attrs).nth(i).is_some_and(|o| o.dtype.is_none()),
         _ => true,
     }
+}
+
+/// The values that are results of the graph, in another shape or not, and that no operation reads.
+fn results(graph: &Graph) -> HashSet<Value> {
+    let uses = graph.use_counts();
+    let mut results = HashSet::new();
+    let mut found: Vec<Value> = graph.outputs.iter().map(|(_, value)| *value).collect();
+    while let Some(value) = found.pop() {
+        if uses[value.index()] > 1 {
+            continue;
+        }
+        let data = graph.node(graph.producer(value));
+        results.insert(value);
+        if matches!(data.op, Op::View(View::Reshape(_))) {
+            found.push(data.inputs[0]);
+        }
+    }
+    results
 }
 
 /// By value: whether a product in the backward phase depends on it.
