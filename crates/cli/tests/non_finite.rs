@@ -2,7 +2,14 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{Lab, backend, trainer};
+use tenon::graph::backend::Backend;
+use tenon::graph::lower::lower;
+use tenon::graph::op::Role;
+use tenon::graph::tensor::Builder;
+use tenon::graph::types::{DType, Type};
 
 /// A model whose hidden features go through `body`, the lines that make `h` of `x`.
 fn model(body: &str) -> String {
@@ -88,4 +95,18 @@ fn the_operation_that_made_it_is_named() {
     // The command says the same.
     let failed = lab.tenon("train own.toml --out run").expect(2).stderr;
     assert!(failed.contains("log gives -inf"), "{failed}");
+}
+
+#[test]
+fn a_step_that_writes_over_its_operand_is_looked_into_and_an_input_is_blamed_for_itself() {
+    let b = Builder::new();
+    let x = b.input("x", Role::Parameter, Type::new(DType::F32, [64usize]));
+    b.update(x, x.log() * 0.5 + x);
+    let mut session = backend().session(vec![Arc::new(lower(b.finish().unwrap(), true))]).unwrap();
+    for (value, blamed) in [(1f32, None), (0.0, Some("log")), (f32::NAN, Some("parameter x"))] {
+        let bytes: Vec<u8> = [value; 64].iter().flat_map(|x| x.to_le_bytes()).collect();
+        session.input_mut("x").unwrap().copy_from_slice(&bytes);
+        let found = session.run_checked(0).unwrap();
+        assert_eq!(found.map(|f| f.op).as_deref(), blamed, "{value}");
+    }
 }

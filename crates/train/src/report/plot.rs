@@ -54,7 +54,7 @@ struct Axis {
 
 impl Axis {
     fn linear(low: f64, high: f64, count: usize) -> Axis {
-        let pad = if high > low { 0.0 } else { low.abs().max(1.0) * 0.5 };
+        let pad = if high > low { 0.0 } else { 0.5 * if low == 0.0 { 1.0 } else { low.abs() } };
         let (low, high) = (low - pad, high + pad);
         let step = round_step((high - low) / count as f64);
         let first = (low / step).ceil() as i64;
