@@ -341,7 +341,8 @@ fn seconds(backend: &CpuBackend, program: &Arc<Program>, budget: Duration) -> f6
     times[times.len() / 2].max(1e-9)
 }
 
-/// The program whose rate is measured, of a few milliseconds unless its starts are what counts.
+/// The program whose rate is measured, of a few milliseconds unless its starts are what counts. None takes more than
+/// some 35 MB: beyond the caches of a core, and little enough that a small run's peak stays what its plan says.
 fn program(rate: Rate) -> Program {
     let g = Builder::new();
     let input = |name: &str, dtype: DType, sizes: &[usize]| g.input(name, Role::Data, Type::new(dtype, sizes));
@@ -360,11 +361,11 @@ fn program(rate: Rate) -> Program {
         Rate::ConvBf16 => convolution(&g, DType::BF16),
         Rate::Fused => fused(&g),
         Rate::Cache => g.output("y", input("x", DType::F32, &[256, 1024]) + input("z", DType::F32, &[256, 1024])),
-        Rate::Memory => g.output("y", input("x", DType::F32, &[4096, 1024]) + input("z", DType::F32, &[4096, 1024])),
-        Rate::Read => g.output("y", product(DType::F32, 1, 16384, 1024)),
+        Rate::Memory => g.output("y", input("x", DType::F32, &[2816, 1024]) + input("z", DType::F32, &[2816, 1024])),
+        Rate::Read => g.output("y", product(DType::F32, 1, 8192, 1024)),
         Rate::Rows => {
-            let table = input("table", DType::F32, &[4096, 1024]);
-            g.output("y", table.gather_rows(input("rows", DType::I32, &[4096])));
+            let table = input("table", DType::F32, &[2048, 1024]);
+            g.output("y", table.gather_rows(input("rows", DType::I32, &[2048])));
         }
         Rate::Moves => g.output("y", input("x", DType::F32, &[1024, 256]).pad(1, 256, 768, 1)),
         Rate::Steps => {
