@@ -123,9 +123,12 @@ pub fn peak(graph: &Graph, partition: &Partition, schedule: &Schedule) -> usize 
     profile(&buffers, schedule.order.len()).into_iter().max().unwrap_or(0)
 }
 
-/// What decides which buffer is placed first, the greatest: from a buffer, the steps of its life and the most bytes that are
-/// in use during it. Which works best differs from graph to graph.
-const FIRST: [fn(&Buffer, usize, usize) -> (usize, usize); 4] = [
+/// How early a buffer is placed, the greatest first: from the buffer, the steps of its life and the most bytes that are in use
+/// during it.
+type Rank = fn(&Buffer, usize, usize) -> (usize, usize);
+
+/// Which works best differs from graph to graph.
+const RANKS: [Rank; 4] = [
     |b, _, _| (b.bytes, 0),
     |b, life, _| (b.bytes.saturating_pow(2).saturating_mul(life), 0),
     |b, _, most| (most, b.bytes),
@@ -140,11 +143,11 @@ pub fn place(graph: &Graph, partition: &Partition, schedule: &Schedule) -> Memor
     let mut used = profile(&buffers, schedule.order.len());
     used.push(0);
     let most: Vec<usize> = buffers.iter().map(|b| used[b.from..=b.to].iter().copied().max().unwrap_or(0)).collect();
-    let arranged = FIRST.iter().map(|first| {
+    let arranged = RANKS.iter().map(|rank| {
         let mut order: Vec<usize> = (0..buffers.len()).collect();
         order.sort_by_cached_key(|i| {
             let b = &buffers[*i];
-            (Reverse(first(b, b.to - b.from + 1, most[*i])), Reverse(b.bytes), b.from)
+            (Reverse(rank(b, b.to - b.from + 1, most[*i])), Reverse(b.bytes), b.from)
         });
         arrange(buffers.clone(), &order)
     });
