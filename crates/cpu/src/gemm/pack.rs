@@ -348,11 +348,7 @@ unsafe fn rows_transposed<const N: usize, V: Square<N>>(
                 let mut vectors = [V::new([0; N]); N];
                 for (l, vector) in vectors.iter_mut().enumerate() {
                     let lanes: [u32; N] = neighbours(src, kind, lane + l, col);
-                    if kind == Lane::Widened {
-                        for (low, bits) in low.iter_mut().zip(lanes) {
-                            *low = low.with(bits);
-                        }
-                    }
+                    note(&mut low, kind, lanes);
                     *vector = V::new(lanes);
                 }
                 V::transpose(&mut vectors);
@@ -383,16 +379,22 @@ unsafe fn rows_contiguous<const N: usize, V: Square<N>>(
         for col in 0..src.cols {
             for lane in (0..whole).step_by(N) {
                 let lanes: [u32; N] = along_k(src, kind, lane, col);
-                if kind == Lane::Widened {
-                    for (low, bits) in low.iter_mut().zip(lanes) {
-                        *low = low.with(bits);
-                    }
-                }
+                note(&mut low, kind, lanes);
                 V::new(lanes).store(dst.add(col * stride + lane));
             }
         }
         let rest = one_by_one(src, kind, dst, [1, stride], whole..kind.count(src.k), 0..src.cols);
         low.into_iter().fold(rest, Lowest::and)
+    }
+}
+
+/// Takes note of the exponents of lanes, if they are widened.
+#[inline(always)]
+fn note<const N: usize>(low: &mut [Lowest; N], kind: Lane, lanes: [u32; N]) {
+    if kind == Lane::Widened {
+        for (low, bits) in low.iter_mut().zip(lanes) {
+            *low = low.with(bits);
+        }
     }
 }
 
@@ -431,11 +433,7 @@ unsafe fn panel_contiguous<const N: usize, V: Square<N>>(
             src.fetch_lane(kind, lane);
             for col in (0..vectors).step_by(N) {
                 let lanes: [u32; N] = neighbours(src, kind, lane, col);
-                if kind == Lane::Widened {
-                    for (low, bits) in low.iter_mut().zip(lanes) {
-                        *low = low.with(bits);
-                    }
-                }
+                note(&mut low, kind, lanes);
                 V::new(lanes).store(dst.add(col));
             }
             for col in vectors..src.cols {
@@ -484,11 +482,7 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
                 for (c, vector) in vectors.iter_mut().enumerate().take(src.cols - col) {
                     src.fetch_along_k(kind, lane, col + c);
                     let lanes: [u32; N] = along_k(src, kind, lane, col + c);
-                    if kind == Lane::Widened {
-                        for (low, bits) in low.iter_mut().zip(lanes) {
-                            *low = low.with(bits);
-                        }
-                    }
+                    note(&mut low, kind, lanes);
                     *vector = V::new(lanes);
                 }
                 V::transpose(&mut vectors);
