@@ -1,6 +1,6 @@
 //! What this machine does in a second, measured with our own kernels on small programs, and from it a program's time.
 //!
-//! Every rate is that of a program in [`programs`]: so it follows when a kernel gets faster.
+//! Every rate is that of a `program`: so it follows when a kernel gets faster.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

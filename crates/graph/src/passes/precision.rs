@@ -1,8 +1,8 @@
 //! Mixed precision: products in bf16, everything else in f32 (Micikevicius et al. 2018; Kalamkar et al. 2019).
 //!
 //! Matrix products, convolutions and attention take bf16 operands, accumulate in f32 and give bf16 results. Parameters
-//! stay f32 masters, unless they are stored in bf16 ([`bf16_weights`]). Norms, softmax, losses, reductions and the optimizer are f32 and see no difference: the type of no
-//! value that they read changes.
+//! stay f32 masters, unless they are stored in bf16 ([`bf16_weights`]). Norms, softmax, losses, reductions and the
+//! optimizer are f32 and see no difference: the type of no value that they read changes.
 
 use std::collections::{HashMap, HashSet};
 
