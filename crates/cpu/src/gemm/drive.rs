@@ -220,7 +220,7 @@ impl Entry<'_> {
             if let Some((first, packed)) = self.job.shared {
                 return Rows::Packed { packed, lanes: self.job.scratch.cast(), first, block };
             }
-            if plan.a == RowsOfA::InPlace {
+            if plan.a == RowsOfA::InPlace && plan.k.is_in_place(plan.lane, block) {
                 return Rows::InPlace(self.a.part(first, len, 0, spec.m));
             }
             let packed = PackedRows::new(plan.lane, KBlocks::new(plan.lane, len), rows.len());
