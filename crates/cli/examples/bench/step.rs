@@ -24,7 +24,9 @@ pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
             let size = case.size("size")? as usize;
             (Random::images(samples, [3, size, size], case.size("classes")?), Objective::Classification)
         }
-        Some("gpt2") => (Random::tokens(samples, case.size("vocab")?, case.number("length")? as usize), Objective::NextToken),
+        Some("gpt2") => {
+            (Random::tokens(samples, case.size("vocab")?, case.number("length")? as usize), Objective::NextToken)
+        }
         _ => {
             let (length, classes) = (case.number("length")? as usize, case.size("classes")?);
             let data = Random::sentences(samples, case.size("vocab")?, case.size("types")?, length, classes);
