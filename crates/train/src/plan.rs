@@ -16,7 +16,7 @@ use tenon_graph::passes::recompute::{Fitted, TooLarge};
 use tenon_graph::types::DType;
 use tenon_nn::Model;
 
-use crate::experiment::{ByteSize, Precision};
+use crate::experiment::{ByteSize, Objective, Precision};
 use crate::objective::LABELS;
 use crate::programs::{DENOMINATOR, Recipe, Training};
 
@@ -93,6 +93,10 @@ pub struct RunPlan {
     pub training: Vec<Arc<Program>>,
     /// The program of an evaluation batch.
     pub evaluate: Arc<Program>,
+    /// The programs of batches that are padded to less than the longest sample.
+    pub shorter: Vec<Shorter>,
+    /// What is learnt.
+    pub objective: Objective,
     /// All memory of the run.
     pub allocation: Allocation,
     /// Elements of the model's parameters.
@@ -107,15 +111,35 @@ pub struct RunPlan {
     pub step_seconds: f64,
 }
 
+/// The programs of batches of one length.
+pub struct Shorter {
+    /// The length, one of [`Dataset::lengths`].
+    pub length: usize,
+    /// As the first of [`RunPlan::training`].
+    pub batch: Arc<Program>,
+    /// As [`RunPlan::evaluate`].
+    pub evaluate: Arc<Program>,
+}
+
 impl RunPlan {
-    /// The programs in the order in which a session takes them: training, then evaluation.
+    /// The programs in the order in which a session takes them: training, evaluation, then those of shorter batches.
     pub fn programs(&self) -> Vec<Arc<Program>> {
-        self.training.iter().cloned().chain([self.evaluate.clone()]).collect()
+        let shorter = self.shorter.iter().flat_map(|s| [s.batch.clone(), s.evaluate.clone()]);
+        self.training.iter().cloned().chain([self.evaluate.clone()]).chain(shorter).collect()
     }
 
-    /// The number of the evaluation program.
-    pub fn evaluation(&self) -> usize {
-        self.training.len()
+    /// The number of the program that trains on a batch of this length.
+    pub fn batch_program(&self, length: Option<usize>) -> usize {
+        self.shorter_at(length).map_or(0, |at| self.training.len() + 1 + 2 * at)
+    }
+
+    /// The number of the evaluation program of this length.
+    pub fn evaluation(&self, length: Option<usize>) -> usize {
+        self.shorter_at(length).map_or(self.training.len(), |at| self.training.len() + 2 + 2 * at)
+    }
+
+    fn shorter_at(&self, length: Option<usize>) -> Option<usize> {
+        self.shorter.iter().position(|s| Some(s.length) == length)
     }
 }
 
@@ -171,13 +195,20 @@ fn attempt(
         Training::Step(step) => vec![step],
         Training::Accumulated { accumulate, update } => vec![accumulate, update],
     };
-    let bindings = bind_to_data(recipe.model, &graphs[0], data, batch)?;
+    let longest = data.lengths().last().map(|l| l.length);
+    let bindings = bind_to_data(recipe.model, &graphs[0], data, batch, longest)?;
     check_limits(recipe.model, &bindings)?;
-    let one = |graph: &Graph, budget: Option<usize>| -> Result<Result<Fitted, TooLarge>, PlanError> {
+    let one = |(graph, bindings): &(&Graph, Bindings), budget: Option<usize>| {
         let options = Options { bindings: bindings.clone(), bf16, budget };
         compile(graph, &options).map_err(|e| PlanError::Graph(vec![e]))
     };
-    let all: Vec<&Graph> = graphs.iter().chain([&evaluation]).collect();
+    let mut all: Vec<(&Graph, Bindings)> = Vec::new();
+    for length in data.lengths().split_last().map_or(&[][..], |(_, shorter)| shorter) {
+        let bindings = bind_to_data(recipe.model, &graphs[0], data, batch, Some(length.length))?;
+        all.extend([(&graphs[0], bindings.clone()), (&evaluation, bindings)]);
+    }
+    let of_shorter = all.len();
+    all.extend(graphs.iter().chain([&evaluation]).map(|graph| (graph, bindings.clone())));
     let fit_all = |budget: Option<usize>| -> Result<Result<Vec<Fitted>, TooLarge>, PlanError> {
         let mut fitted = Vec::with_capacity(all.len());
         let mut over: Option<TooLarge> = None;
@@ -205,7 +236,7 @@ fn attempt(
         (Allocation::of(&programs, scratch), programs)
     };
     let (mut sizes, mut programs) = allocation(&plain);
-    let mut again_flops = 0.0;
+    let mut again = vec![0.0; all.len()];
     if let Some(budget) = budget.filter(|b| sizes.total() > *b) {
         let fixed = sizes.total() - sizes.arena;
         let whole = |over: TooLarge| TooLarge { plain: over.plain + fixed, smallest: over.smallest + fixed };
@@ -213,35 +244,59 @@ fn attempt(
             Ok(fitted) => fitted,
             Err(over) => return Ok(Err(whole(over))),
         };
-        again_flops = fitted[0].again_flops;
+        again = fitted.iter().map(|f| f.again_flops).collect();
         (sizes, programs) = allocation(&fitted);
     }
     let evaluate = programs.pop().expect("evaluation is the last program");
-    let times = [recipe.train.accumulate as f64, 1.0];
-    let flops = programs.iter().zip(times).map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
-    let step_seconds = programs.iter().zip(times).map(|(p, times)| backend.estimate_seconds(p) * times).sum();
+    let training = programs.split_off(of_shorter);
+    let shorter: Vec<Shorter> = data
+        .lengths()
+        .iter()
+        .zip(programs.chunks_exact(2))
+        .map(|(l, pair)| Shorter { length: l.length, batch: pair[0].clone(), evaluate: pair[1].clone() })
+        .collect();
+    // What a step costs on average: batches of every length as often as the data has samples of it, then the update.
+    let shares: Vec<f64> = data.lengths().iter().map(|l| l.share).collect();
+    let share_of_longest = shares.last().copied().unwrap_or(1.0);
+    let batches =
+        shorter.iter().map(|s| &s.batch).zip(shares.iter().copied()).chain([(&training[0], share_of_longest)]);
+    let times = recipe.train.accumulate as f64;
+    let runs: Vec<(&Arc<Program>, f64)> =
+        batches.map(|(p, share)| (p, share * times)).chain(training[1..].iter().map(|p| (p, 1.0))).collect();
+    let flops = runs.iter().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
+    let step_seconds = runs.iter().map(|(p, times)| backend.estimate_seconds(p) * times).sum();
+    let of_batches = again[..of_shorter].iter().step_by(2).zip(&shares).map(|(again, share)| again * share);
+    let again_flops = of_batches.sum::<f64>() + again[of_shorter] * share_of_longest;
     let model = &recipe.model.graph;
     let elements = |(_, _, role, ty): (_, _, Role, &tenon_graph::types::Type)| {
         (role == Role::Parameter).then(|| ty.elements() as u64)
     };
     Ok(Ok(RunPlan {
-        training: programs,
+        training,
         evaluate,
+        shorter,
+        objective: recipe.objective,
         allocation: sizes,
         parameters: model.inputs().filter_map(elements).sum(),
         flops,
-        again_flops: again_flops * recipe.train.accumulate as f64,
+        again_flops: again_flops * times,
         bindings,
         step_seconds,
     }))
 }
 
 /// The sizes of the model's symbols that the data's samples and the batch give.
-fn bind_to_data(model: &Model, graph: &Graph, data: &dyn Dataset, batch: usize) -> Result<Bindings, PlanError> {
+fn bind_to_data(
+    model: &Model,
+    graph: &Graph,
+    data: &dyn Dataset,
+    batch: usize,
+    length: Option<usize>,
+) -> Result<Bindings, PlanError> {
     let mut bindings = Bindings::new();
     let inputs = graph.inputs().filter(|(_, name, role, _)| *role == Role::Data && &***name != DENOMINATOR);
     for (_, name, _, ty) in inputs {
-        let Some(field) = data.fields().iter().find(|f| f.name == **name) else {
+        let Some(field) = data.fields().iter().find(|f| f.name == **name).map(|f| f.at(length)) else {
             let given: Vec<&str> = data.fields().iter().map(|f| f.name.as_str()).collect();
             let message = format!(
                 "the model takes `{name}`, which the data does not give\n  the data gives: {}",
