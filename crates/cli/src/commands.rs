@@ -198,7 +198,7 @@ fn reopen(folder: &Path) -> Result<(Setup, PathBuf, PathBuf), Failure> {
     // The user's own architecture may have changed since; the run has the text that it began with.
     let copy = folder.join("model.star");
     if copy.exists() {
-        experiment.model.architecture = std::path::absolute(copy)?.to_string_lossy().into_owned();
+        experiment.model.architecture = Some(std::path::absolute(copy)?.to_string_lossy().into_owned());
     }
     let origin = read_origin(&folder)?;
     Ok((set_up(experiment, &origin.experiment, &origin.cache)?, folder, origin.cache))
