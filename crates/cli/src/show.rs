@@ -64,10 +64,14 @@ pub fn plan(setup: &Setup, plan: &RunPlan) -> Vec<String> {
     if let Some(context) = setup.data.facts().context {
         batch = format!("{} x {context} tokens", train.batch * train.accumulate);
     }
+    let trained = match plan.trained == plan.parameters {
+        true => String::new(),
+        false => format!(", {} trained", count(plan.trained)),
+    };
     let budget = train.memory.map_or(String::new(), |m| format!(" of {m}"));
     let mut lines = vec![
         format!(
-            "{} · {} parameters · {batch} a step · {:.2e} FLOP a step",
+            "{} · {} parameters{trained} · {batch} a step · {:.2e} FLOP a step",
             setup.model,
             count(plan.parameters),
             plan.flops

@@ -103,6 +103,8 @@ pub struct RunPlan {
     pub allocation: Allocation,
     /// Elements of the model's parameters.
     pub parameters: u64,
+    /// Of these, the ones that are trained.
+    pub trained: u64,
     /// Floating-point operations of one optimizer step.
     pub flops: f64,
     /// Of these, the ones that are done a second time to fit the budget.
@@ -230,12 +232,12 @@ impl Planner<'_> {
         let times = [recipe.train.accumulate as f64, 1.0];
         let flops = training.iter().zip(times).map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
         let step_seconds = training.iter().zip(times).map(|(p, times)| backend.estimate_seconds(p) * times).sum();
-        let parameters = recipe.model.graph.inputs().filter(|(_, _, role, _)| *role == Role::Parameter);
         Ok(Ok(RunPlan {
             training,
             evaluate,
             allocation,
-            parameters: parameters.map(|(.., ty)| ty.elements() as u64).sum(),
+            parameters: recipe.model.parameter_count() as u64,
+            trained: recipe.model.trainable_count() as u64,
             flops,
             again_flops: again_flops * recipe.train.accumulate as f64,
             bindings: options.bindings,

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use tenon_data::{DataError, Dataset, ElementType, Facts, Progress, Split};
 use tenon_graph::backend::Backend;
+use tenon_nn::lora::{Adapter, freeze, lora};
 use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError};
 
-use crate::experiment::{Experiment, Hyperparameter, Objective};
+use crate::experiment::{Experiment, Hyperparameter, Lora, Objective, matches_any};
 use crate::objective::{LABELS, usual};
 use crate::plan::{PlanError, RunPlan, plan};
 use crate::programs::Recipe;
@@ -58,8 +59,12 @@ pub struct Setup {
     pub origin: PathBuf,
     /// The data.
     pub data: Box<dyn Dataset>,
-    /// The model.
+    /// The model, as it is exported.
     pub model: Model,
+    /// The model as it is trained: with additions of low rank and frozen parameters where the experiment asks for them.
+    pub trained: Model,
+    /// The additions.
+    pub adapters: Vec<Adapter>,
     /// What is learnt.
     pub objective: Objective,
     /// Optimizer steps in all.
@@ -133,6 +138,14 @@ impl Setup {
             }
         }
         let model = architecture.build(&set)?;
+        let (mut trained, mut adapters) = (model.clone(), Vec::new());
+        if let Some(Lora { rank, alpha, targets, also_train }) = &experiment.train.lora {
+            let (targets, also) = (|name: &str| matches_any(targets, name), |name: &str| matches_any(also_train, name));
+            (trained, adapters) = lora(&model, *rank as usize, *alpha, &targets, &also)?;
+        }
+        if !experiment.train.freeze.is_empty() {
+            freeze(&mut trained, &|name| matches_any(&experiment.train.freeze, name))?;
+        }
         let objective = match experiment.train.objective {
             Some(objective) => objective,
             None => objective_of(&model, &*data)?,
@@ -151,12 +164,12 @@ impl Setup {
                 return Err(SetupError::Mismatch(message));
             }
         };
-        Ok(Setup { experiment, origin: origin.to_owned(), data, model, objective, steps })
+        Ok(Setup { experiment, origin: origin.to_owned(), data, model, trained, adapters, objective, steps })
     }
 
     /// What the training programs are made from.
     pub fn recipe(&self) -> Recipe<'_> {
-        Recipe { model: &self.model, train: &self.experiment.train, objective: self.objective, steps: self.steps }
+        Recipe { model: &self.trained, train: &self.experiment.train, objective: self.objective, steps: self.steps }
     }
 
     /// The plan of the run.
