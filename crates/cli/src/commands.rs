@@ -67,8 +67,8 @@ fn progress(event: Progress) {
     }
 }
 
-fn set_up(experiment: Experiment, origin: &Path) -> Result<Setup, Failure> {
-    let setup = Setup::open(experiment, origin, Path::new(CACHE), &mut progress)?;
+fn set_up(experiment: Experiment, origin: &Path, cache: &Path) -> Result<Setup, Failure> {
+    let setup = Setup::open(experiment, origin, cache, &mut progress)?;
     check_metrics(&setup.experiment.goal, setup.metrics())
         .map_err(|e| Failure(format!("{}: {e}", origin.display())))?;
     Ok(setup)
@@ -93,17 +93,20 @@ fn lines(label: &str, lines: &[String]) {
 
 /// `tenon plan`.
 pub fn plan(args: &args::Experiment) -> Outcome {
-    let setup = set_up(Experiment::load(&args.experiment, &args.set)?, &args.experiment)?;
+    let setup = set_up(Experiment::load(&args.experiment, &args.set)?, &args.experiment, Path::new(CACHE))?;
     let backend = backend(setup.experiment.train.threads)?;
     lines("data", &show::data(&setup));
     let plan = setup.plan(&backend)?;
     lines("plan", &show::plan(&setup, &plan));
-    if let (Objective::NextToken, Some(context)) = (setup.objective, setup.data.facts().context)
-        && let Ok((programs, _)) = generate::programs(&setup.model, context, false)
-    {
-        let scratch = programs.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
-        let all = show::allocation(&Allocation::of(&programs, scratch));
-        lines("", &[format!("generating {context} tokens: {all}")]);
+    if let (Objective::NextToken, Some(context)) = (setup.objective, setup.data.facts().context) {
+        let said = match generate::programs(&setup.model, context, false) {
+            Ok((programs, _)) => {
+                let scratch = programs.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+                format!("generating {context} tokens: {}", show::allocation(&Allocation::of(&programs, scratch)))
+            }
+            Err(error) => error.message.clone(),
+        };
+        lines("", &[said]);
     }
     Ok(0)
 }
@@ -111,7 +114,7 @@ pub fn plan(args: &args::Experiment) -> Outcome {
 /// `tenon run` and `tenon train`.
 pub fn run(args: &args::RunArgs, whole: bool, stop: &AtomicBool) -> Outcome {
     let file = &args.experiment.experiment;
-    let setup = set_up(Experiment::load(file, &args.experiment.set)?, file)?;
+    let setup = set_up(Experiment::load(file, &args.experiment.set)?, file, Path::new(CACHE))?;
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(setup.name()));
     let backend = backend(setup.experiment.train.threads)?;
     lines("data", &show::data(&setup));
@@ -132,7 +135,7 @@ const PROFILED: usize = 5;
 /// `tenon profile`.
 pub fn profile(args: &args::Profile) -> Outcome {
     let file = &args.experiment.experiment;
-    let setup = set_up(Experiment::load(file, &args.experiment.set)?, file)?;
+    let setup = set_up(Experiment::load(file, &args.experiment.set)?, file, Path::new(CACHE))?;
     let backend = backend(setup.experiment.train.threads)?;
     let plan = setup.plan(&backend)?;
     let programs = plan.training.clone();
@@ -183,8 +186,8 @@ fn result(folder: &Path) -> Result<PathBuf, Failure> {
     Ok(result)
 }
 
-/// The result of a run as it was begun, and its folder.
-fn reopen(folder: &Path) -> Result<(Setup, PathBuf), Failure> {
+/// The result of a run as it was begun, its folder and its cache.
+fn reopen(folder: &Path) -> Result<(Setup, PathBuf, PathBuf), Failure> {
     let folder = result(folder)?;
     let Some(mut experiment) = read_experiment(&folder)? else {
         return Err(Failure(format!(
@@ -198,14 +201,14 @@ fn reopen(folder: &Path) -> Result<(Setup, PathBuf), Failure> {
         experiment.model.architecture = std::path::absolute(copy)?.to_string_lossy().into_owned();
     }
     let origin = read_origin(&folder)?;
-    Ok((set_up(experiment, &origin.experiment)?, folder))
+    Ok((set_up(experiment, &origin.experiment, &origin.cache)?, folder, origin.cache))
 }
 
 /// `tenon eval`.
 pub fn eval(args: &args::RunDir, stop: &AtomicBool) -> Outcome {
-    let (setup, folder) = reopen(&args.run)?;
+    let (setup, folder, cache) = reopen(&args.run)?;
     let backend = backend(setup.experiment.train.threads)?;
-    let job = Job { backend: &backend, folder: &folder, cache: Path::new(CACHE), stop };
+    let job = Job { backend: &backend, folder: &folder, cache: &cache, stop };
     let (step, metrics) = run::evaluate(&setup, &job)?;
     let all: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.6}")).collect();
     line("eval", &format!("step {step}  {}", all.join("  ")));
@@ -214,9 +217,9 @@ pub fn eval(args: &args::RunDir, stop: &AtomicBool) -> Outcome {
 
 /// `tenon export`.
 pub fn export(args: &args::Export, stop: &AtomicBool) -> Outcome {
-    let (setup, folder) = reopen(&args.run)?;
+    let (setup, folder, cache) = reopen(&args.run)?;
     let backend = backend(setup.experiment.train.threads)?;
-    let job = Job { backend: &backend, folder: &folder, cache: Path::new(CACHE), stop };
+    let job = Job { backend: &backend, folder: &folder, cache: &cache, stop };
     let difference = run::export_run(&setup, &job, &args.out)?;
     line(
         "export",

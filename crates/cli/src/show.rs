@@ -33,6 +33,8 @@ pub fn bytes(n: usize) -> String {
 pub fn seconds(s: f64) -> String {
     match s {
         s if !s.is_finite() => "unknown".into(),
+        s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
+        s if s < 0.01 => format!("{:.1} ms", s * 1e3),
         s if s < 1.0 => format!("{:.0} ms", s * 1e3),
         s if s < 60.0 => format!("{s:.1} s"),
         s if s < 3600.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), (s % 60.0).floor()),

@@ -38,6 +38,16 @@ fn experiments() {
     refused(&lab, "unknown_key_in_file", "plan typo.toml");
     refused(&lab, "unknown_hyperparameter", "plan gpt.toml --set model.widht=32");
     refused(&lab, "wrong_hyperparameter_type", "plan gpt.toml --set model.width=\"wide\"");
+    refused(&lab, "absurd_batch", "plan gpt.toml --set train.batch=100000000000");
+    lab.write("large.toml", GPT.replace("batch = 4", "batch = 16777216\naccumulate = 20000000"));
+    refused(&lab, "absurd_accumulation_in_file", "plan large.toml");
+    refused(&lab, "too_large_batch", "plan large.toml --set train.accumulate=1 --set model.width=16384");
+    lab.write("numbers.csv", "0.5,a\n0.1,b\n0.2,a\n");
+    lab.write(
+        "mlp.toml",
+        "[data]\ntable = { csv = \"numbers.csv\", label = \"last\" }\n[model]\narchitecture = \"mlp\"\n[train]\nsteps = 1\n",
+    );
+    refused(&lab, "unknown_activation", "plan mlp.toml --set model.activation=\"swish\"");
     refused(&lab, "unknown_architecture", "plan gpt.toml --set model.architecture=\"gtp2\"");
     refused(&lab, "unknown_metric", "plan gpt.toml --set goal.bits_per_bite.at_most=2.0");
 }

@@ -59,6 +59,12 @@ const FAULTS: &[(&str, &str, &str, &str)] = &[
     ),
     ("sqrt backward", "    h = sin(x) + sqrt(relu(x) * 0.0)", "sqrt(relu", "backward pass: div gives inf"),
     (
+        "behind a computed mask",
+        "    h = softmax(x + log(where(less(x, -1.0), x * 0.0, x * 0.0 + 1.0))) + log(x * 0.0)",
+        "log(x * 0.0)",
+        "forward pass: log gives -inf",
+    ),
+    (
         "0 * inf",
         "    h = relu(x) * 0.0\n    h = exp(x) + minimum(log(h), 0.0) * 0.0 + x",
         "log(h)",

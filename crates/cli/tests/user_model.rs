@@ -47,6 +47,37 @@ fn the_exit_code_is_the_verdict() {
 }
 
 #[test]
+fn a_run_is_opened_from_any_folder() {
+    let lab = lab("elsewhere");
+    lab.tenon("run own.toml --set train.steps=2").expect(3);
+    let elsewhere = lab.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    for (command, out) in
+        [("eval ../runs/own", 1), ("export ../runs/own --out ../again", 1), ("generate ../runs/own a", 1)]
+    {
+        let mut command = lab.command(command);
+        let ran = {
+            command.current_dir(&elsewhere);
+            lab.finish(command)
+        }
+        .expect(0);
+        assert!(ran.stdout.lines().count() >= out, "{}", ran.stdout);
+    }
+    assert_eq!(entries(&lab, "elsewhere"), [""; 0], "nothing is left where the commands ran");
+}
+
+#[test]
+fn a_plan_says_what_generating_takes_or_why_it_is_not_possible() {
+    let lab = lab("generating");
+    let planned = lab.tenon("plan own.toml").expect(0).stdout;
+    assert!(planned.contains("generating 16 tokens: weights "), "{planned}");
+    lab.write("my_model.star", OWN.replace("    return dict", "    x = x + mean(x, 1, keep = True)\n    return dict"));
+    let planned = lab.tenon("plan own.toml").expect(0).stdout;
+    assert!(planned.contains("this model cannot decode: reduce_sum combines tokens"), "{planned}");
+    assert!(!planned.contains("about 0 "), "{planned}");
+}
+
+#[test]
 fn a_search_meets_the_goal_that_the_base_missed() {
     let lab = lab("search");
     let tune = "\n[tune]\ntrials = 6\nsearch.\"train.optimizer.lr\" = { choice = [1e-6, 1e-2] }\n";

@@ -1,5 +1,6 @@
 //! Programs with their memory, ready to run.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -143,28 +144,42 @@ impl Session for CpuSession {
 
     fn run_checked(&mut self, program: usize) -> Result<Option<NonFinite>, BackendError> {
         let steps = self.programs[program].program.clone();
-        let mut suspect: Option<(Class, NonFinite)> = None;
+        let graph = &steps.graph;
+        let mut blamed = Blamed::new();
+        let mut worst: Option<(Class, NonFinite)> = None;
         for (index, step) in steps.steps.iter().enumerate() {
             let isolated = isolate(&steps, step);
             // The step may write over what it reads.
             let read: Vec<Vec<u8>> = isolated.reads.iter().map(|v| self.stored(&steps, *v).to_vec()).collect();
             self.run_step(program, index)?;
-            let graph = &steps.graph;
-            let harmed = |v: &Value, bytes: &[u8]| worse(graph, *v, bytes, Class::Finite);
-            let Some(made) = step.writes.iter().find_map(|v| harmed(v, self.stored(&steps, *v))) else { continue };
-            let inputs = isolated.reads.iter().zip(&read).filter(|(v, _)| matches!(graph.op_of(**v), Op::Source(_)));
-            let given = inputs.filter_map(|(v, bytes)| harmed(v, bytes)).next();
-            // Where there is no memory to look inside the step, what it stored is named.
-            if let Ok(Some(origin)) = origin(&self.cpu, isolated, &read) {
-                return Ok(Some(origin));
+            let made = step.writes.iter().filter_map(|v| Some((*v, harmed(graph, *v, self.stored(&steps, *v))?)));
+            let made: Vec<(Value, NonFinite)> = made.collect();
+            if made.is_empty() {
+                continue;
             }
-            // A mask of infinities has no origin: what is worse may follow.
-            let class = Class::of(made.value);
-            if suspect.as_ref().is_none_or(|(worst, _)| class > *worst) {
-                suspect = Some((class, given.unwrap_or(made)));
+            for (value, bytes) in isolated.reads.iter().zip(&read) {
+                let is_input = matches!(graph.op_of(*value), Op::Source(_));
+                if let Some(found) = harmed(graph, *value, bytes).filter(|_| is_input) {
+                    blamed.entry(*value).or_insert(found);
+                }
+            }
+            // Where there is no memory to look inside the step, what it stored is named.
+            let inside = trace(&self.cpu, isolated, &read, &blamed);
+            for (value, found) in made {
+                let class = worst_of(self.stored(&steps, value), graph.ty(value));
+                if worst.as_ref().is_none_or(|(worst, _)| class > *worst) {
+                    worst = Some((class, found.clone()));
+                }
+                match &inside {
+                    Ok(inside) => blamed.extend(inside.get(&name(value)).map(|origin| (value, origin.clone()))),
+                    Err(_) => drop(blamed.insert(value, found)),
+                }
             }
         }
-        Ok(suspect.map(|(_, found)| found))
+        let results = graph.outputs.iter().map(|(_, v)| v).chain(graph.updates.iter().map(|(_, v)| v));
+        // An infinity that no result comes from was meant: a mask. Where all were meant, the worst value is named.
+        let origin = results.filter_map(|v| blamed.remove(&root(graph, *v))).next();
+        Ok(origin.or(worst.map(|(_, found)| found)))
     }
 
     fn run_timed(&mut self, program: usize) -> Result<Vec<f64>, BackendError> {
@@ -225,6 +240,19 @@ fn floats<'a>(bytes: &'a [u8], ty: &Type) -> Box<dyn Iterator<Item = f32> + 'a> 
     }
 }
 
+/// The worst element of a buffer.
+fn worst_of(bytes: &[u8], ty: &Type) -> Class {
+    floats(bytes, ty).map(Class::of).max().unwrap_or(Class::Finite)
+}
+
+/// For values that are not finite and were not meant to be: the first element that made them or their operands so.
+type Blamed = HashMap<Value, NonFinite>;
+
+/// The first element of a value that is not finite, with where the value was made.
+fn harmed(graph: &Graph, value: Value, bytes: &[u8]) -> Option<NonFinite> {
+    worse(graph, value, bytes, Class::Finite)
+}
+
 /// The first element of a value that is worse than `operands`, with where the value was made.
 fn worse(graph: &Graph, value: Value, bytes: &[u8], operands: Class) -> Option<NonFinite> {
     let (node, ty) = (graph.producer(value), graph.ty(value));
@@ -237,35 +265,55 @@ fn worse(graph: &Graph, value: Value, bytes: &[u8], operands: Class) -> Option<N
     Some(NonFinite { op, site, phase, ty: ty.clone(), index, value: element })
 }
 
-/// Runs a step one node after the other, from what it read: the first node whose result is worse than its operands.
+/// Runs a step one node after the other, from what it read: for each result that is not finite, by its name, where that began.
 /// Fusing changes no bit, so it meets what the step met.
-fn origin(cpu: &Arc<Cpu>, isolated: Isolated, read: &[Vec<u8>]) -> Result<Option<NonFinite>, BackendError> {
+fn trace(
+    cpu: &Arc<Cpu>,
+    isolated: Isolated,
+    read: &[Vec<u8>],
+    before: &Blamed,
+) -> Result<HashMap<String, NonFinite>, BackendError> {
     let program = Arc::new(lower(isolated.graph, false));
     let graph = &program.graph;
     let mut session = CpuSession::new(cpu.clone(), vec![program.clone()])?;
     let mut classes = vec![Class::Finite; graph.value_count()];
-    let worst = |bytes: &[u8], ty: &Type| floats(bytes, ty).map(Class::of).max().unwrap_or(Class::Finite);
+    let mut blamed = Blamed::new();
     for (value, bytes) in isolated.reads.iter().zip(read) {
         let name = name(*value);
         session.input_mut(&name).expect("an input of the graph").copy_from_slice(bytes);
         let input = graph.input(&name).expect("as above");
-        classes[input.index()] = worst(bytes, graph.ty(input));
+        classes[input.index()] = worst_of(bytes, graph.ty(input));
+        blamed.extend(before.get(value).map(|origin| (input, origin.clone())));
     }
     for (index, step) in program.steps.iter().enumerate() {
         session.run_step(0, index)?;
         for node in &step.nodes {
-            let operands = graph.node(*node).inputs.iter().map(|v| class(graph, &classes, *v)).max();
-            let operands = operands.unwrap_or(Class::Finite);
+            let operands = || graph.node(*node).inputs.iter().map(|v| (class(graph, &classes, *v), root(graph, *v)));
+            let class = operands().map(|(class, _)| class).max().unwrap_or(Class::Finite);
+            // What is not finite comes from the worst operand, unless that was meant to be what it is.
+            let inherited = operands().filter(|(class, v)| *class > Class::Finite && blamed.contains_key(v));
+            let inherited = inherited.reduce(|a, b| if b.0 > a.0 { b } else { a }).map(|(_, v)| blamed[&v].clone());
             for value in graph.node(*node).outputs() {
                 let bytes = session.stored(&program, value);
-                if let Some(found) = worse(graph, value, bytes, operands) {
-                    return Ok(Some(found));
+                classes[value.index()] = worst_of(bytes, graph.ty(value));
+                if classes[value.index()] > Class::Finite {
+                    let origin = inherited.clone().or_else(|| worse(graph, value, bytes, class));
+                    blamed.extend(origin.map(|origin| (value, origin)));
                 }
-                classes[value.index()] = worst(bytes, graph.ty(value));
             }
         }
     }
-    Ok(None)
+    let results = graph.outputs.iter();
+    Ok(results.filter_map(|(name, v)| Some((name.to_string(), blamed.remove(&root(graph, *v))?))).collect())
+}
+
+/// The value that this one is a view of, or itself.
+fn root(graph: &Graph, value: Value) -> Value {
+    let node = graph.node(graph.producer(value));
+    match &node.op {
+        Op::View(_) => root(graph, node.inputs[0]),
+        _ => value,
+    }
 }
 
 /// The class of an operand: that of the stored value that it is a view of.

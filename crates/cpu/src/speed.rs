@@ -182,6 +182,7 @@ impl Kind {
             Work::Kernel { node, .. } => match &program.graph.node(*node).op {
                 Op::Dot(_) => Kind::Product,
                 Op::Conv(_) => Kind::Convolution,
+                Op::Composite(composite) if composite.def.name.starts_with("expert") => Kind::Product,
                 Op::Composite(_) => Kind::Attention,
                 _ => Kind::Move,
             },

@@ -190,8 +190,11 @@ struct Finished<'a> {
 fn begin(setup: &Setup, job: &Job<'_>, path: &Path) -> Result<RunFolder, RunError> {
     let file = setup.experiment.model.file(&setup.origin);
     let file = file.as_deref().map(|file| (file, &*setup.model.architecture.text));
+    // From the root, so that the run can be opened from any folder.
+    let absolute = |path: &Path| std::path::absolute(path).map_err(FileError::of("find", path));
     let origin = Origin {
-        experiment: setup.origin.clone(),
+        experiment: absolute(&setup.origin)?,
+        cache: absolute(job.cache)?,
         version: env!("CARGO_PKG_VERSION").into(),
         machine: job.backend.describe(),
         data: setup.data.checksum().into(),

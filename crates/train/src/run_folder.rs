@@ -36,8 +36,10 @@ pub struct RunFolder {
 /// Where a run came from; `run.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The experiment file; paths in the experiment are relative to its folder.
+    /// The experiment file, from the root; paths in the experiment are relative to its folder.
     pub experiment: PathBuf,
+    /// The folder of cached token shards, from the root.
+    pub cache: PathBuf,
     /// The version of Tenon that began the run.
     pub version: String,
     /// The machine that it began on, as its backend describes itself.

@@ -8,7 +8,7 @@ use tenon_graph::backend::Backend;
 use tenon_nn::lora::{Adapter, freeze, lora};
 use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError};
 
-use crate::experiment::{Experiment, Hyperparameter, Lora, Objective, matches_any};
+use crate::experiment::{Experiment, Hyperparameter, Lora, Objective, Train, matches_any};
 use crate::objective::{LABELS, usual};
 use crate::plan::{PlanError, RunPlan, plan};
 use crate::programs::Recipe;
@@ -178,7 +178,21 @@ impl Setup {
     /// See [`PlanError`].
     pub fn plan(&self, backend: &dyn Backend) -> Result<RunPlan, SetupError> {
         let budget = self.experiment.train.memory.map(|m| m.0 as usize);
-        plan(&self.recipe(), &*self.data, backend, budget).map_err(SetupError::Plan)
+        let plan_with = |train: &Train| plan(&Recipe { train, ..self.recipe() }, &*self.data, backend, budget);
+        let train = &self.experiment.train;
+        plan_with(train).map_err(|error| {
+            // What fits together for one sample is no fault of the model.
+            let one = Train { batch: 1, ..train.clone() };
+            match error {
+                PlanError::Graph(found) if train.batch > 1 && plan_with(&one).is_ok() => SetupError::Mismatch(format!(
+                    "{}: `train.batch` is {}: {}\n  try: a smaller batch; `train.accumulate` sums several before a step",
+                    self.origin.display(),
+                    train.batch,
+                    found[0].message
+                )),
+                other => SetupError::Plan(other),
+            }
+        })
     }
 
     /// The name of the run: that of the experiment file.

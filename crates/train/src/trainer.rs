@@ -283,17 +283,23 @@ impl<'a> Trainer<'a> {
             lr: output("lr"),
         };
         if output("finite") == 0.0 {
-            for (name, value) in COUNTERS.iter().zip(before) {
-                if let (Some(buffer), Some(value)) = (self.session.input_mut(name), value) {
-                    buffer.copy_from_slice(&value);
-                }
-            }
+            self.set_counters(&before);
             let first = self.find_non_finite()?;
+            // Looking for it has run the step once more.
+            self.set_counters(&before);
             let StepReport { step, loss, grad_norm, .. } = report;
             return Err(TrainError::NonFinite(Box::new(Diverged { step, loss, grad_norm, first })));
         }
         self.step += 1;
         Ok(report)
+    }
+
+    fn set_counters(&mut self, values: &[Option<Vec<u8>>]) {
+        for (name, value) in COUNTERS.iter().zip(values) {
+            if let (Some(buffer), Some(value)) = (self.session.input_mut(name), value) {
+                buffer.copy_from_slice(value);
+            }
+        }
     }
 
     /// Runs the failed step again with every value looked at: nothing that it read has changed.

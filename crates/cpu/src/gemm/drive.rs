@@ -109,11 +109,8 @@ impl Job<'_> {
         let (row_chunks, col_chunks) = (rows.len().div_ceil(plan.rows), spec.n.div_ceil(plan.cols));
         // What is larger, A or B, is gone through once.
         let (at, batch) = (item % (row_chunks * col_chunks), item / (row_chunks * col_chunks));
-        let (row_chunk, col_chunk) = if spec.m > spec.n {
-            (at / col_chunks, at % col_chunks)
-        } else {
-            (at % row_chunks, at / row_chunks)
-        };
+        let (row_chunk, col_chunk) =
+            if spec.m > spec.n { (at / col_chunks, at % col_chunks) } else { (at % row_chunks, at / row_chunks) };
         let batch = [batch / spec.batch[1], batch % spec.batch[1]];
         let row = rows.start + row_chunk * plan.rows;
         let rows = row..rows.end.min(row + plan.rows);

@@ -8,8 +8,9 @@ use std::collections::{HashMap, HashSet};
 
 use smallvec::SmallVec;
 
-use crate::composite::Composite;
 use crate::composite::attention::{ATTENTION, ATTENTION_GRADIENT};
+use crate::composite::experts::{EXPERT_MATMUL, EXPERT_OUTER};
+use crate::composite::{Attr, Composite, CompositeDef};
 use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Phase, Value};
 use crate::op::{Conv, Dot, Gather, Op, Role, Source, View};
@@ -68,6 +69,9 @@ pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
         let op = match &data.op {
             Op::Dot(dot) if dot.dtype == DType::F32 => Op::Dot(Dot { dtype, ..dot.clone() }),
             Op::Conv(conv) if conv.dtype == DType::F32 => Op::Conv(Conv { dtype, ..conv.clone() }),
+            Op::Composite(Composite { def, attrs }) if attrs.get("dtype") == Some(&Attr::DType(DType::F32)) => {
+                Op::Composite(Composite { def, attrs: attrs.clone().with("dtype", dtype) })
+            }
             other => other.clone(),
         };
         let operands: SmallVec<[Tensor<'_>; 8]> = visit
@@ -86,10 +90,13 @@ pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
     })
 }
 
+/// Composites that are made of products.
+const PRODUCTS: [&CompositeDef; 4] = [&ATTENTION, &ATTENTION_GRADIENT, &EXPERT_MATMUL, &EXPERT_OUTER];
+
 fn is_product(op: &Op) -> bool {
     match op {
         Op::Dot(_) | Op::Conv(_) => true,
-        Op::Composite(composite) => [ATTENTION.name, ATTENTION_GRADIENT.name].contains(&composite.def.name),
+        Op::Composite(composite) => PRODUCTS.iter().any(|def| def.name == composite.def.name),
         Op::Source(_)
         | Op::Unary(_)
         | Op::Binary(_)

@@ -52,10 +52,10 @@ pub struct Train {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
     /// Samples in one batch. With `accumulate`, a step sees `batch * accumulate` samples.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 16777216))]
     pub batch: u64,
     /// Batches whose gradients are summed before one optimizer step.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 16777216))]
     pub accumulate: u64,
     /// The type of matrix products and activations; weights and optimizer state are f32 in both.
     pub precision: Precision,

@@ -24,8 +24,8 @@ use tenon_data::DataConfig;
 use toml::{Table, Value};
 
 pub use config::{
-    Bound, Deploy, EarlyStop, ExportFormat, Hyperparameter, Lora, Model, Objective, Precision, Sample, Search, StopPoor,
-    Train, Tune,
+    Bound, Deploy, EarlyStop, ExportFormat, Hyperparameter, Lora, Model, Objective, Precision, Sample, Search,
+    StopPoor, Train, Tune,
 };
 pub use frozen::{Difference, differences};
 pub use optimizer::{AdamW, Lion, Muon, Optimizer, Sgd};
