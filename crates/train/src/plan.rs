@@ -107,6 +107,8 @@ pub struct RunPlan {
     pub allocation: Allocation,
     /// Elements of the model's parameters.
     pub parameters: u64,
+    /// Of these, the ones that are trained.
+    pub trained: u64,
     /// Floating-point operations of one optimizer step.
     pub flops: f64,
     /// Of these, the ones that are done a second time to fit the budget.
@@ -294,14 +296,14 @@ impl Planner<'_> {
             of_batches.map(|(p, share)| (p, share * times)).chain(training[1..].iter().map(|p| (p, 1.0))).collect();
         let flops = runs.iter().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
         let step_seconds = runs.iter().map(|(p, times)| backend.estimate_seconds(p) * times).sum();
-        let parameters = recipe.model.graph.inputs().filter(|(_, _, role, _)| *role == Role::Parameter);
         Ok(Ok(RunPlan {
             training,
             evaluate,
             shorter,
             objective: recipe.objective,
             allocation,
-            parameters: parameters.map(|(.., ty)| ty.elements() as u64).sum(),
+            parameters: recipe.model.parameter_count() as u64,
+            trained: recipe.model.trainable_count() as u64,
             flops,
             again_flops,
             bindings: longest.bindings,
