@@ -6,14 +6,14 @@ use std::sync::{Arc, LazyLock};
 use starlark::ErrorKind;
 use starlark::collections::SmallMap;
 use starlark::docs::{DocItem, DocMember};
-use starlark::environment::{Globals, GlobalsBuilder, Module};
-use starlark::eval::Evaluator;
+use starlark::environment::{FrozenModule, Globals, GlobalsBuilder, LibraryExtension, Module};
+use starlark::eval::{Evaluator, FileLoader};
 use starlark::syntax::{AstModule, Dialect};
 use starlark::values::dict::DictRef;
 use starlark::values::{Value, ValueLike};
 use tenon_graph::types::{Shape, Type};
 
-use crate::callable::{FunctionValue, OperatorValue, RangeValue};
+use crate::callable::{FunctionValue, OperatorValue, RangeValue, STANDARD};
 use crate::checkpoint::CheckpointTable;
 use crate::error::{ModelError, suggest};
 use crate::function::SECTIONS;
@@ -36,6 +36,8 @@ const MAX_SOURCE: u64 = 1 << 20;
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("mlp", include_str!("../../../architectures/mlp.star")),
     ("gpt2", include_str!("../../../architectures/gpt2.star")),
+    ("llama", include_str!("../../../architectures/llama.star")),
+    ("moe", include_str!("../../../architectures/moe.star")),
     ("vit", include_str!("../../../architectures/vit.star")),
     ("resnet", include_str!("../../../architectures/resnet.star")),
     ("efficientnet", include_str!("../../../architectures/efficientnet.star")),
@@ -285,7 +287,7 @@ impl From<ModelError> for Failure {
 
 /// What programs can use.
 static GLOBALS: LazyLock<Globals> = LazyLock::new(|| {
-    let mut builder = GlobalsBuilder::standard();
+    let mut builder = GlobalsBuilder::extended_by(&[LibraryExtension::StructType]);
     for function in SECTIONS.iter().flat_map(|(_, _, functions)| functions) {
         builder.set(function.name, FunctionValue(function));
     }
@@ -296,6 +298,40 @@ static GLOBALS: LazyLock<Globals> = LazyLock::new(|| {
     builder.build()
 });
 
+fn parse(file: &str, text: &str) -> starlark::Result<AstModule> {
+    let dialect = Dialect {
+        enable_keyword_only_arguments: true,
+        enable_top_level_stmt: true,
+        enable_f_strings: true,
+        ..Dialect::Standard
+    };
+    let mut program = AstModule::parse(file, text.to_string(), &dialect)?;
+    program.replace_binary_operators(&OPERATORS.map(|s| (s.to_string(), format!("operator {s}"))).into());
+    Ok(program)
+}
+
+/// What `load("llama.star", "self_attention")` finds: the functions of the built-in architectures.
+struct Blocks<'a>(&'a Shared);
+
+impl FileLoader for Blocks<'_> {
+    fn load(&self, path: &str) -> starlark::Result<FrozenModule> {
+        let built_in = BUILT_IN.iter().find(|(name, _)| path.strip_suffix(".star") == Some(name));
+        let Some((_, text)) = built_in else {
+            let known = BUILT_IN.iter().map(|(name, _)| format!("{name}.star")).collect::<Vec<_>>().join(", ");
+            let error = ModelError::new(format!("there is no built-in architecture {path:?} to load from"));
+            return Err(starlark::Error::new_other(error.help(format!("there are {known}"))));
+        };
+        let program = parse(path, text)?;
+        Module::with_temp_heap(|module| {
+            let mut eval = Evaluator::new(&module);
+            eval.extra = Some(self.0);
+            eval.eval_module(program, &GLOBALS)?;
+            drop(eval);
+            module.freeze().map_err(starlark::Error::new_other)
+        })
+    }
+}
+
 /// Runs a program and then `then` on the module that it made.
 fn run<T>(
     file: &str,
@@ -303,20 +339,13 @@ fn run<T>(
     shared: &Shared,
     then: impl for<'v> FnOnce(&Module<'v>, &mut Evaluator<'v, '_, '_>) -> Result<T, Failure>,
 ) -> Result<T, ModelError> {
-    let dialect = Dialect {
-        enable_load: false,
-        enable_keyword_only_arguments: true,
-        enable_top_level_stmt: true,
-        enable_f_strings: true,
-        ..Dialect::Standard
-    };
     let located = |failure: Failure| locate(*failure.0, shared);
-    let parsed = AstModule::parse(file, text.to_string(), &dialect);
-    let mut program = parsed.map_err(|e| locate(e, shared))?;
-    program.replace_binary_operators(&OPERATORS.map(|s| (s.to_string(), format!("operator {s}"))).into());
+    let program = parse(file, text).map_err(|e| locate(e, shared))?;
+    let blocks = Blocks(shared);
     Module::with_temp_heap(|module| {
         let mut eval = Evaluator::new(&module);
         eval.extra = Some(shared);
+        eval.set_loader(&blocks);
         let limits = eval
             .set_max_callstack_size(MAX_CALLS)
             .and_then(|()| eval.set_max_heap_size(MAX_HEAP))
@@ -404,7 +433,7 @@ fn defaults(function: Value<'_>) -> Option<Vec<(String, Option<String>)>> {
 fn literal(text: &str) -> Option<HyperValue> {
     let program = AstModule::parse("default", text.to_string(), &Dialect::Standard).ok()?;
     Module::with_temp_heap(|module| {
-        let value = Evaluator::new(&module).eval_module(program, &Globals::standard()).ok()?;
+        let value = Evaluator::new(&module).eval_module(program, &STANDARD).ok()?;
         HyperValue::from_starlark(value)
     })
 }
