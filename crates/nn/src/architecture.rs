@@ -36,6 +36,9 @@ const MAX_SOURCE: u64 = 1 << 20;
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("mlp", include_str!("../../../architectures/mlp.star")),
     ("gpt2", include_str!("../../../architectures/gpt2.star")),
+    ("vit", include_str!("../../../architectures/vit.star")),
+    ("resnet", include_str!("../../../architectures/resnet.star")),
+    ("efficientnet", include_str!("../../../architectures/efficientnet.star")),
 ];
 
 /// Where an architecture program comes from.
@@ -401,7 +404,7 @@ fn defaults(function: Value<'_>) -> Option<Vec<(String, Option<String>)>> {
 fn literal(text: &str) -> Option<HyperValue> {
     let program = AstModule::parse("default", text.to_string(), &Dialect::Standard).ok()?;
     Module::with_temp_heap(|module| {
-        let value = Evaluator::new(&module).eval_module(program, &Globals::new()).ok()?;
+        let value = Evaluator::new(&module).eval_module(program, &Globals::standard()).ok()?;
         HyperValue::from_starlark(value)
     })
 }
