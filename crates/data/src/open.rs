@@ -71,9 +71,7 @@ pub fn open(
             let dataset = text::open(&sources, base_dir, cache_dir, seed, progress)?;
             Ok(Box::new(dataset))
         }
-        (None, Some(images), None) => {
-            Ok(Box::new(labelled::open_images(images, validation, base_dir, seed, progress)?))
-        }
+        (None, Some(images), None) => labelled::open_images(images, validation, base_dir, seed, progress),
         (None, None, Some(table)) => Ok(Box::new(labelled::open_table(table, validation, base_dir, seed, progress)?)),
         (text, images, table) => {
             let given: Vec<&str> = [("text", text.is_some()), ("images", images.is_some()), ("table", table.is_some())]

@@ -17,6 +17,8 @@ pub(crate) enum Stream {
     Phase = 2,
     /// Which samples a stratified split holds out.
     Stratified = 3,
+    /// How a training picture is changed.
+    Augment = 4,
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64 bits in which every input bit reaches
