@@ -132,7 +132,8 @@ impl Setup {
                 }
             }
         }
-        let model = architecture.build(&set)?;
+        let fields: Vec<&str> = data.fields().iter().map(|f| &*f.name).collect();
+        let model = architecture.build(&set)?.taking(&fields)?;
         let objective = match experiment.train.objective {
             Some(objective) => objective,
             None => objective_of(&model, &*data)?,
