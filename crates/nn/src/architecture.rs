@@ -36,6 +36,7 @@ const MAX_SOURCE: u64 = 1 << 20;
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("mlp", include_str!("../../../architectures/mlp.star")),
     ("gpt2", include_str!("../../../architectures/gpt2.star")),
+    ("bert", include_str!("../../../architectures/bert.star")),
     ("llama", include_str!("../../../architectures/llama.star")),
     ("moe", include_str!("../../../architectures/moe.star")),
     ("vit", include_str!("../../../architectures/vit.star")),
@@ -191,12 +192,21 @@ impl Architecture {
     }
 
     /// Builds the model with these hyperparameters; the preset's values and then the defaults stand for the rest.
-    /// `preset` among them names a preset.
+    /// `preset` among them names a preset. Optional inputs come with [`Model::taking`].
     pub fn build(&self, set: &[(String, HyperValue)]) -> Result<Model, ModelError> {
+        self.build_for(set, &[])
+    }
+
+    /// As [`Architecture::build`], with the optional inputs that are among `given`.
+    pub(crate) fn build_for(&self, set: &[(String, HyperValue)], given: &[&str]) -> Result<Model, ModelError> {
         let (preset, values) = self.resolve(set)?;
         let shared = Shared::new();
+        let mut optional = Vec::new();
         let (inputs, outputs) = run(&self.file, &self.text, &shared, |module, eval| {
-            let inputs = declare_inputs(module, eval, &self.file, &values, &shared)?;
+            let mut inputs = input_types(module, eval, &self.file, &values)?;
+            optional = inputs.iter().filter(|(_, input)| input.optional).map(|(name, _)| name.clone()).collect();
+            inputs.retain(|name, input| !input.optional || given.contains(&name.as_str()));
+            let inputs = declare_inputs(inputs, eval, &shared);
             let model = member(module, "model", &self.file)?;
             check_inputs(model, &inputs, &self.file)?;
             let heap = eval.heap();
@@ -223,6 +233,7 @@ impl Architecture {
             set,
             graph,
             inputs,
+            optional,
             outputs,
             parameters: declared.parameters,
             states: declared.states,
@@ -453,14 +464,13 @@ fn presets_of(value: Value<'_>, hyperparameters: &[HyperParameter]) -> Result<Ve
     Ok(presets)
 }
 
-/// Makes the inputs of the graph. Each comes with the tensor that the model sees.
-fn declare_inputs<'v>(
+/// The inputs that the file has with these hyperparameters.
+fn input_types<'v>(
     module: &Module<'v>,
     eval: &mut Evaluator<'v, '_, '_>,
     file: &str,
     values: &[(String, HyperValue)],
-    shared: &Shared,
-) -> Result<Vec<(Input, Value<'v>)>, Failure> {
+) -> Result<SmallMap<String, InputValue>, Failure> {
     let heap = eval.heap();
     let mut inputs = member(module, "inputs", file)?;
     if let Some(parameters) = defaults(inputs) {
@@ -483,24 +493,26 @@ fn declare_inputs<'v>(
     let form = || {
         ModelError::new(format!("{file}: `inputs` is a dict from names to input types such as tokens(\"b\", \"t\")"))
     };
-    let dict: SmallMap<String, InputValue> = DictRef::from_value(inputs)
-        .and_then(|dict| {
-            let pair = |(k, v): (Value<'v>, Value<'v>)| {
-                Some((k.unpack_str()?.to_string(), v.downcast_ref::<InputValue>()?.clone()))
-            };
-            dict.iter().map(pair).collect::<Option<_>>()
-        })
-        .ok_or_else(form)?;
+    let pair =
+        |(k, v): (Value<'v>, Value<'v>)| Some((k.unpack_str()?.to_string(), v.downcast_ref::<InputValue>()?.clone()));
+    Ok(DictRef::from_value(inputs).and_then(|dict| dict.iter().map(pair).collect::<Option<_>>()).ok_or_else(form)?)
+}
+
+/// Makes the inputs of the graph. Each comes with the tensor that the model sees.
+fn declare_inputs<'v>(
+    inputs: SmallMap<String, InputValue>,
+    eval: &mut Evaluator<'v, '_, '_>,
+    shared: &Shared,
+) -> Vec<(Input, Value<'v>)> {
     let session = shared.lock();
-    let mut declared = Vec::new();
-    for (name, InputValue { dtype, dims, image }) in dict {
+    let declare = |(name, InputValue { dtype, dims, image, .. }): (String, InputValue)| {
         let shape: Shape = dims.into_iter().collect();
         let data = session.data(&name, Type::new(dtype, shape.clone()));
         let seen = if image { data.transpose(&[0, 2, 3, 1]) } else { data };
-        let seen = heap.alloc(TensorValue::new(seen, shared));
-        declared.push((Input { name, dtype, shape, value: data.value() }, seen));
-    }
-    Ok(declared)
+        let seen = eval.heap().alloc(TensorValue::new(seen, shared));
+        (Input { name, dtype, shape, value: data.value() }, seen)
+    };
+    inputs.into_iter().map(declare).collect()
 }
 
 /// Refuses inputs that the `model` function does not take, and the reverse.

@@ -212,7 +212,8 @@ impl Setup {
                 }
             }
         }
-        let model = architecture.build(&set)?;
+        let fields: Vec<&str> = data.fields().iter().map(|f| &*f.name).collect();
+        let model = architecture.build(&set)?.taking(&fields)?;
         if let Some(start) = &mut start {
             start.compare(&model)?;
         }
