@@ -19,6 +19,8 @@ pub struct CheckpointTable {
     pub base: String,
     /// Pieces of names in files, and what stands for them in the model.
     pub renamed: Vec<(String, String)>,
+    /// The scope after which files number the matrices of experts that the model holds in one parameter, with the dot.
+    pub stacked: Option<String>,
     /// Patterns of weights that files hold transposed, as GPT-2's `Conv1D` does.
     pub transposed: Vec<String>,
     /// Names that files may hold beside ours, and ours that they repeat.
@@ -30,6 +32,8 @@ pub struct CheckpointTable {
     /// Keys of `config.json` and the hyperparameters that they set; dots lead into nested objects, and `len(key)`, which
     /// is only read, is the number of its entries. Several keys of one hyperparameter are spellings that must agree.
     pub config: Vec<(String, String)>,
+    /// Those of the keys of `config` that are not written where they are nothing; others are written as null.
+    pub optional: Vec<String>,
     /// Keys of `config.json` that must have these values, or one of a list; the first is written.
     pub requires: Map<String, Json>,
     /// Further keys that are written.
@@ -47,8 +51,20 @@ pub struct Variant {
     pub values: Vec<(String, HyperValue)>,
 }
 
-const KEYS: [&str; 10] =
-    ["prefix", "base", "renamed", "transposed", "tied", "ignored", "variants", "config", "requires", "writes"];
+const KEYS: [&str; 12] = [
+    "prefix",
+    "base",
+    "renamed",
+    "stacked",
+    "transposed",
+    "tied",
+    "ignored",
+    "variants",
+    "config",
+    "optional",
+    "requires",
+    "writes",
+];
 
 impl CheckpointTable {
     /// The table that a Starlark dict means, or what is wrong with it.
@@ -65,6 +81,7 @@ impl CheckpointTable {
             match key {
                 "prefix" => table.prefix = value.unpack_str().ok_or_else(|| wrong("a string"))?.to_string(),
                 "base" => table.base = value.unpack_str().ok_or_else(|| wrong("a string"))?.to_string(),
+                "stacked" => table.stacked = Some(value.unpack_str().ok_or_else(|| wrong("a string"))?.to_string()),
                 "renamed" => table.renamed = pairs(value).ok_or_else(|| wrong("a dict from pieces to pieces"))?,
                 "variants" => {
                     let form = "a dict from classes to pairs of a model type and a dict of hyperparameters";
@@ -73,6 +90,7 @@ impl CheckpointTable {
                 "transposed" => table.transposed = strings(value).ok_or_else(|| wrong("a list of names"))?,
                 "ignored" => table.ignored = strings(value).ok_or_else(|| wrong("a list of names"))?,
                 "tied" => table.tied = pairs(value).ok_or_else(|| wrong("a dict from names to names"))?,
+                "optional" => table.optional = strings(value).ok_or_else(|| wrong("a list of keys"))?,
                 "config" => table.config = pairs(value).ok_or_else(|| wrong("a dict from keys to hyperparameters"))?,
                 "requires" => table.requires = json()?,
                 "writes" => table.writes = json()?,
@@ -90,6 +108,18 @@ impl CheckpointTable {
     /// Whether files may hold this name though no model needs it.
     pub fn is_ignored(&self, name: &str) -> bool {
         self.ignored.iter().any(|pattern| matches(pattern, name))
+    }
+
+    /// The tensors of files that make a variable of this name and shape: their names, and the shape that each has in the
+    /// model. There is one, or one for each expert.
+    pub(crate) fn parts(&self, name: &str, shape: &[usize]) -> (Vec<String>, Vec<usize>) {
+        let stacked = self.stacked.as_ref().and_then(|scope| name.split_once(scope.as_str()).zip(Some(scope)));
+        match (stacked, shape) {
+            (Some(((before, after), scope)), [count, each @ ..]) => {
+                ((0..*count).map(|i| format!("{before}{scope}{i}.{after}")).collect(), each.to_vec())
+            }
+            _ => (vec![name.to_string()], shape.to_vec()),
+        }
     }
 
     /// What identifies a name of ours or of a file: neither prefix nor base, and our pieces.

@@ -261,7 +261,9 @@ pub(crate) fn config_keys(model: &Model) -> (Map<String, Json>, Vec<(&'static st
         keys.extend(model.hyperparameters.iter().map(|(name, value)| (name.clone(), value.to_json())));
     }
     for (key, name) in table.config.iter().filter(|(key, _)| counted(key).is_none()) {
-        if let Some(value) = own(name) {
+        if let Some(value) = own(name)
+            && !(*value == HyperValue::None && table.optional.contains(key))
+        {
             put(&mut keys, key, value.to_json());
         }
     }

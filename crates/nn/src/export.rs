@@ -36,10 +36,15 @@ pub fn export<V: AsRef<[f32]>>(
     std::fs::create_dir_all(dir).map_err(|e| ModelError::io("cannot create", dir, &e))?;
 
     let table = &model.architecture.checkpoint;
-    let tensors = variables.iter().zip(values).map(|(variable, value)| {
-        let transposed = table.is_transposed(&variable.name) && variable.shape.len() == 2;
-        let tensor = Stored { shape: stored_shape(variable, transposed), values: value.as_ref(), transposed };
-        (format!("{}{}", table.prefix, variable.name), tensor)
+    let tensors = variables.iter().zip(values).flat_map(|(variable, value)| {
+        let (names, shape) = table.parts(&variable.name, &variable.shape);
+        let transposed = table.is_transposed(&variable.name) && shape.len() == 2;
+        let (shape, each) = (stored_shape(&shape, transposed), shape.iter().product::<usize>());
+        let part = move |(i, name): (usize, String)| {
+            let values = &value.as_ref()[i * each..(i + 1) * each];
+            (format!("{}{name}", table.prefix), Stored { shape: shape.clone(), values, transposed })
+        };
+        names.into_iter().enumerate().map(part)
     });
     // Readers in Python refuse files that do not say so.
     let info = HashMap::from([("format".to_string(), "pt".to_string())]);

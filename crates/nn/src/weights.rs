@@ -1,6 +1,6 @@
 //! Reading the weights of a model, in the ecosystem's names and layouts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -22,6 +22,8 @@ pub fn load_safetensors(path: &Path, model: &Model) -> Result<Vec<Vec<f32>>, Mod
     let checkpoint = Checkpoint::open(path)?;
     let table = &model.architecture.checkpoint;
     let prefixed = checkpoint.tensors.keys().any(|name| !table.prefix.is_empty() && name.starts_with(&table.prefix));
+    let parts = |variable: &Parameter| table.parts(&variable.name, &variable.shape);
+    let wanted: HashSet<String> = model.variables().flat_map(|v| parts(v).0).map(|name| table.bare(&name)).collect();
     let mut places: HashMap<String, (&str, &Place)> = HashMap::new();
     let mut superfluous = Vec::new();
     for (name, place) in &checkpoint.tensors {
@@ -29,7 +31,7 @@ pub fn load_safetensors(path: &Path, model: &Model) -> Result<Vec<Vec<f32>>, Mod
         let bare = table.bare(name);
         if let Some((other, _)) = places.get(&bare) {
             superfluous.push(format!("{}, beside {other}", surplus()));
-        } else if model.variables().any(|v| table.bare(&v.name) == bare) {
+        } else if wanted.contains(&bare) {
             places.insert(bare, (name, place));
         } else if !(table.is_ignored(name) || table.is_ignored(&bare) || is_tied(model, &bare)) {
             superfluous.push(surplus());
@@ -38,22 +40,27 @@ pub fn load_safetensors(path: &Path, model: &Model) -> Result<Vec<Vec<f32>>, Mod
     let (mut missing, mut mismatched) = (Vec::new(), Vec::new());
     let mut found = Vec::new();
     for variable in model.variables() {
-        let expected = stored_shape(variable, table.is_transposed(&variable.name));
-        match places.get(&table.bare(&variable.name)) {
-            None => {
-                let prefix = if prefixed { &table.prefix } else { "" };
-                let Parameter { name, shape, site, .. } = variable;
-                missing.push(format!("missing: {prefix}{name} {shape:?}, declared at {site}"));
+        let (names, shape) = parts(variable);
+        let transposed = table.is_transposed(&variable.name);
+        let expected = stored_shape(&shape, transposed);
+        let mut own = Vec::new();
+        for part in names {
+            match places.get(&table.bare(&part)) {
+                None => {
+                    let prefix = if prefixed { &table.prefix } else { "" };
+                    missing.push(format!("missing: {prefix}{part} {shape:?}, declared at {}", variable.site));
+                }
+                Some((name, place)) if place.shape != expected => {
+                    let found = &place.shape;
+                    mismatched.push(format!("shape: {name} is {found:?} in the file, {expected:?} in the model"));
+                }
+                Some((name, place)) if !is_float(place.dtype) => {
+                    mismatched.push(format!("type: {name} is {:?} in the file, f32 in the model", place.dtype));
+                }
+                Some((name, place)) => own.push((*name, *place)),
             }
-            Some((name, place)) if place.shape != expected => {
-                let found = &place.shape;
-                mismatched.push(format!("shape: {name} is {found:?} in the file, {expected:?} in the model"));
-            }
-            Some((name, place)) if !is_float(place.dtype) => {
-                mismatched.push(format!("type: {name} is {:?} in the file, f32 in the model", place.dtype));
-            }
-            Some((name, place)) => found.push((variable, *name, *place)),
         }
+        found.push((own, shape, transposed));
     }
     if !(missing.is_empty() && mismatched.is_empty() && superfluous.is_empty()) {
         let message = format!(
@@ -69,10 +76,15 @@ pub fn load_safetensors(path: &Path, model: &Model) -> Result<Vec<Vec<f32>>, Mod
     }
     let values = found
         .iter()
-        .map(|(variable, name, place)| {
-            let values = floats(name, place)?;
-            let transposed = table.is_transposed(&variable.name) && variable.shape.len() == 2;
-            Ok(if transposed { transpose(&values, variable.shape[1], variable.shape[0]) } else { values })
+        .map(|(parts, shape, transposed)| {
+            let part = |(name, place): &(&str, &Place)| {
+                let values = floats(name, place)?;
+                Ok(if *transposed && shape.len() == 2 { transpose(&values, shape[1], shape[0]) } else { values })
+            };
+            match &parts[..] {
+                [only] => part(only),
+                several => Ok(several.iter().map(part).collect::<Result<Vec<_>, ModelError>>()?.concat()),
+            }
         })
         .collect::<Result<Vec<_>, ModelError>>()?;
     check_tied(&checkpoint, model, &values)?;
@@ -121,11 +133,11 @@ fn shorten(mut notes: Vec<String>) -> Vec<String> {
     notes
 }
 
-/// The shape of a variable in files.
-pub(crate) fn stored_shape(variable: &Parameter, transposed: bool) -> Vec<usize> {
-    match variable.shape[..] {
+/// The shape in files of what has this shape in the model.
+pub(crate) fn stored_shape(shape: &[usize], transposed: bool) -> Vec<usize> {
+    match *shape {
         [out, input] if transposed => vec![input, out],
-        _ => variable.shape.clone(),
+        _ => shape.to_vec(),
     }
 }
 
