@@ -111,14 +111,20 @@ pub struct RunPlan {
     pub again_flops: f64,
     /// The sizes that the symbols stand for.
     pub bindings: Bindings,
-    /// About how many seconds an optimizer step takes on this machine.
-    pub step_seconds: f64,
+    /// Batches of one optimizer step.
+    accumulate: f64,
 }
 
 impl RunPlan {
     /// The programs in the order in which a session takes them: training, then evaluation.
     pub fn programs(&self) -> Vec<Arc<Program>> {
         self.training.iter().cloned().chain([self.evaluate.clone()]).collect()
+    }
+
+    /// About how many seconds an optimizer step takes on a backend, which may have to measure its speed first.
+    pub fn step_seconds(&self, backend: &dyn Backend) -> f64 {
+        let times = [self.accumulate, 1.0];
+        self.training.iter().zip(times).map(|(p, times)| backend.estimate_seconds(p) * times).sum()
     }
 
     /// The number of the evaluation program.
@@ -229,9 +235,9 @@ impl Planner<'_> {
         let allocation = allocation(&program);
         let evaluate = others.pop().expect("evaluation is the last program");
         let training: Vec<Arc<Program>> = std::iter::once(Arc::new(program)).chain(others).collect();
-        let times = [recipe.train.accumulate as f64, 1.0];
+        let accumulate = recipe.train.accumulate as f64;
+        let times = [accumulate, 1.0];
         let flops = training.iter().zip(times).map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
-        let step_seconds = training.iter().zip(times).map(|(p, times)| backend.estimate_seconds(p) * times).sum();
         Ok(Ok(RunPlan {
             training,
             evaluate,
@@ -239,9 +245,9 @@ impl Planner<'_> {
             parameters: recipe.model.parameter_count() as u64,
             trained: recipe.model.trainable_count() as u64,
             flops,
-            again_flops: again_flops * recipe.train.accumulate as f64,
+            again_flops: again_flops * accumulate,
             bindings: options.bindings,
-            step_seconds,
+            accumulate,
         }))
     }
 }

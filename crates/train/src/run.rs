@@ -213,9 +213,9 @@ fn train(
 ) -> Result<Candidate, RunFailure> {
     let plan = setup.plan(job.backend)?;
     let settings = &setup.experiment.train;
+    let (step_seconds, steps) = (plan.step_seconds(job.backend), setup.steps as f64);
     reset_peak();
     let before = resident_bytes(NOW);
-    let (step_seconds, steps) = (plan.step_seconds, setup.steps as f64);
     let mut trainer = Trainer::new(plan, &setup.trained, settings, &*setup.data, job.backend)?;
     let around = Surroundings { folder, observer, stop: job.stop, is_poor };
     let trained = fit(&mut trainer, settings, setup.steps, around)?;
