@@ -99,7 +99,7 @@ pub fn plan(args: &args::Experiment) -> Outcome {
     let backend = backend(setup.experiment.train.threads)?;
     lines("data", &show::data(&setup));
     let plan = setup.plan(&backend)?;
-    lines("plan", &show::plan(&setup, &plan));
+    lines("plan", &show::plan(&setup, &plan, &backend));
     if let (Objective::NextToken, Some(context)) = (setup.objective, setup.data.facts().context) {
         let said = match generate::programs(&setup.model, context, false) {
             Ok((programs, _)) => {
@@ -120,7 +120,7 @@ pub fn run(args: &args::RunArgs, whole: bool, stop: &AtomicBool) -> Outcome {
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(setup.name()));
     let backend = backend(setup.experiment.train.threads)?;
     lines("data", &show::data(&setup));
-    lines("plan", &show::plan(&setup, &setup.plan(&backend)?));
+    lines("plan", &show::plan(&setup, &setup.plan(&backend)?, &backend));
     let job = Job { backend: &backend, folder: &folder, cache: Path::new(CACHE), stop };
     let mut watch = Watch::new(setup.data.facts().context);
     let outcome = run::run(&setup, &job, whole, &mut watch)?;

@@ -1,7 +1,7 @@
 //! Numbers, sizes and the plan as people read them.
 
 use tenon::cpu::speed::{Rate, Speed, Unit};
-use tenon_graph::backend::Allocation;
+use tenon_graph::backend::{Allocation, Backend};
 use tenon_graph::op::Role;
 use tenon_train::plan::RunPlan;
 use tenon_train::setup::Setup;
@@ -60,7 +60,7 @@ pub fn allocation(a: &Allocation) -> String {
 }
 
 /// The lines of a plan.
-pub fn plan(setup: &Setup, plan: &RunPlan) -> Vec<String> {
+pub fn plan(setup: &Setup, plan: &RunPlan, backend: &dyn Backend) -> Vec<String> {
     let train = &setup.experiment.train;
     let mut batch = format!("{} samples", train.batch * train.accumulate);
     if let Some(context) = setup.data.facts().context {
@@ -90,11 +90,9 @@ pub fn plan(setup: &Setup, plan: &RunPlan) -> Vec<String> {
             count(plan.allocation.total() as u64)
         ),
     ];
-    lines.push(format!(
-        "about {} a step on this machine, {} in all",
-        seconds(plan.step_seconds),
-        seconds(plan.step_seconds * setup.steps as f64)
-    ));
+    let step = plan.step_seconds(backend);
+    let all = step * setup.steps as f64;
+    lines.push(format!("about {} a step on this machine, {} in all", seconds(step), seconds(all)));
     lines.extend(start);
     if plan.again_flops > 0.0 {
         let share = 100.0 * plan.again_flops / (plan.flops - plan.again_flops);

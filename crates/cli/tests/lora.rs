@@ -13,6 +13,7 @@ use tenon::nn::lora::lora;
 use tenon::nn::{ArchitectureSource, HyperValue, Model, initialise};
 use tenon::train::checkpoint::Checkpoints;
 use tenon::train::setup::Setup;
+use tenon::train::trainer::Trainer;
 
 /// [`OWN`], its `gate` with an addition of rank 4 written by hand.
 const BY_HAND: &str = r#"
@@ -23,7 +24,8 @@ def adapted(x, out, name):
     a = parameter(name + ".weight.lora_a", [4, c], init = uniform(-bound, bound))
     b = parameter(name + ".weight.lora_b", [out, 4], init = zeros())
     narrow = matmul(matmul(x, a, transpose_b = True), b, transpose_b = True)
-    return linear(x, out, name = name) + narrow * 2.0
+    bias = parameter(name + ".bias", [out], init = uniform(-bound, bound))
+    return linear(x, out, name = name, bias = False) + narrow * 2.0 + bias
 
 def block(x):
     h = rms_norm(x, name = "norm")
@@ -112,7 +114,10 @@ fn what_matches_nothing_is_an_error_that_says_what_would() {
         Err(error) => error.to_string(),
     };
     let none = refused("train.lora={ targets = [\"*.attention.*\", \"words\"] }");
-    assert!(none.contains("matches no matrix") && none.contains("h.*.gate.weight, head.weight"), "{none}");
+    assert!(
+        none.contains("matches no matrix") && none.contains("h.*.gate.weight, h.*.up.weight, head.weight"),
+        "{none}"
+    );
     let rank = refused("train.lora={ rank = 25, targets = [\"*.gate.weight\"] }");
     assert!(rank.contains("rank of 25 is more than h.0.gate.weight [64, 24]"), "{rank}");
     let freeze = refused("train.freeze=[\"h.7.*\"]");
@@ -198,7 +203,8 @@ fn the_export_of_a_run_is_merged_and_a_resumed_run_ends_the_same() {
     let options = ["train.steps=30", "train.optimizer.lr=1e-2", "train.schedule.warmup=0", set];
     let arguments: Vec<String> = options.iter().map(|option| format!("--set {option}")).collect();
     lab.tenon(&format!("train gpt.toml --out whole {}", arguments.join(" "))).expect(0);
-    let exported = open_model(&lab.path("whole/export")).unwrap();
+    lab.tenon("export whole --out exported").expect(0);
+    let exported = open_model(&lab.path("exported")).unwrap();
     let setup = lab.setup(&lab.path("gpt.toml"), &options);
     let values = trained(&setup, 30);
     let inputs = inputs(&setup.model);
@@ -211,10 +217,15 @@ fn the_export_of_a_run_is_merged_and_a_resumed_run_ends_the_same() {
     let (mut through, mut stopped, mut resumed) =
         (trainer(&setup, &backend), trainer(&setup, &backend), trainer(&setup, &backend));
     let checkpoints = Checkpoints::open(&lab.path("stopped")).unwrap();
-    (0..8).for_each(|_| _ = through.step().unwrap());
-    (0..5).for_each(|_| _ = stopped.step().unwrap());
+    let steps = |trainer: &mut Trainer<'_>, count| {
+        for _ in 0..count {
+            trainer.step().unwrap();
+        }
+    };
+    steps(&mut through, 8);
+    steps(&mut stopped, 5);
     stopped.save(&checkpoints, BTreeMap::new(), ()).unwrap();
     let () = resumed.load(&checkpoints.latest().unwrap().checkpoint.unwrap()).unwrap();
-    (0..3).for_each(|_| _ = resumed.step().unwrap());
+    steps(&mut resumed, 3);
     assert_eq!(resumed.checksum(), through.checksum());
 }

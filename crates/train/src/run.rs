@@ -214,9 +214,9 @@ fn train(
 ) -> Result<Candidate, RunFailure> {
     let plan = setup.plan(job.backend)?;
     let settings = &setup.experiment.train;
+    let (step_seconds, steps) = (plan.step_seconds(job.backend), setup.steps as f64);
     reset_peak();
     let before = resident_bytes(NOW);
-    let (step_seconds, steps) = (plan.step_seconds, setup.steps as f64);
     let mut trainer = Trainer::new(plan, &setup.trained, settings, &*setup.data, job.backend)?;
     if let Some(start) = &setup.start {
         trainer.start_from(&start.weights()?);

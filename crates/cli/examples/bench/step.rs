@@ -42,7 +42,7 @@ pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
     let recipe =
         Recipe { model: &case.model, train: &train, objective, weighted: false, steps: case.warmup + case.steps };
     let plan = plan(&recipe, &data, &case.backend, None)?;
-    let (planned, estimated) = (plan.allocation.total(), plan.step_seconds);
+    let planned = plan.allocation.total();
     let mut trainer = Trainer::new(plan, &case.model, &train, &data, &case.backend)?;
 
     let (mut seconds, mut first_step, mut first_loss) = (Vec::new(), 0.0, 0.0);
@@ -58,14 +58,16 @@ pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
         }
     }
     seconds.sort_by(f64::total_cmp);
+    // Before the speed is measured for the estimate.
+    let peak = peak_bytes()?;
     Ok(json!({
         "seconds": seconds.get(seconds.len() / 2),
         "fastest": seconds.first(),
         "first_step": first_step,
-        "estimated_seconds": estimated,
+        "estimated_seconds": trainer.plan().step_seconds(&case.backend),
         "planned_bytes": planned,
         "allocated_bytes": trainer.allocation().total(),
-        "peak_bytes": peak_bytes()?,
+        "peak_bytes": peak,
         "first_loss": first_loss,
     }))
 }

@@ -29,7 +29,7 @@ pub fn common(graph: &Graph) -> Result<Graph, Diagnostic> {
         moves.set(graph, node, merge.new.node(new));
     }
     moves.roots(graph, &mut merge.new);
-    Ok(sweep(&merge.new))
+    Ok(sweep(merge.new))
 }
 
 /// What each node computes, its operands left aside: equal numbers are equal operations with results of equal types.

@@ -160,7 +160,7 @@ fn rematerialise(graph: &Graph, kinds: &[u32], again: &HashSet<Node>) -> Graph {
         first.set(graph, node, merge.new.node(new));
     }
     first.roots(graph, &mut merge.new);
-    sweep(&merge.new)
+    sweep(merge.new)
 }
 
 /// The nodes of `again`, and the views of their results, that `values` still need, in creation order.

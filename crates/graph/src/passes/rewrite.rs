@@ -93,12 +93,16 @@ where
     }
     let mut new = builder.finish().map_err(|mut errors| errors.swap_remove(0))?;
     moves.roots(graph, &mut new);
-    Ok(sweep(&new))
+    Ok(sweep(new))
 }
 
 /// `graph` without the nodes that no output and no update depends on.
-pub fn sweep(graph: &Graph) -> Graph {
+pub fn sweep(graph: Graph) -> Graph {
     let live = graph.live_nodes();
+    if live.iter().all(|live| *live) {
+        return graph;
+    }
+    let graph = &graph;
     let mut new = Graph::with_capacity(graph.node_count(), graph.value_count());
     let mut moves = Moves::of(graph);
     for node in graph.nodes().filter(|n| live[n.index()]) {
