@@ -55,11 +55,19 @@ fn random_products_equal_their_definition() {
 fn many_blocks_of_k_many_chunks_of_rows_and_columns() {
     let cpus = cpus();
     let random = &mut Random(7);
-    let shapes =
-        [[13, 70, 1025], [13, 70, 2051], [20, 9, 4099], [601, 65, 33], [199, 801, 18], [400, 780, 11], [9, 1600, 40]];
+    let shapes = [
+        [13, 70, 1025],
+        [13, 70, 2051],
+        [20, 9, 4099],
+        [14, 66, 6147],
+        [601, 65, 33],
+        [199, 801, 18],
+        [400, 780, 11],
+        [9, 1600, 40],
+    ];
     for (i, shape) in shapes.into_iter().enumerate() {
         for dtype in [F32, BF16] {
-            for trans in [[false, true], [true, false]] {
+            for trans in [[false, true], [true, false], [false, false]] {
                 let mut spec = plain([dtype, [F32, BF16][i % 2]], shape, trans);
                 spec.accumulate = trans[0];
                 spec.packed_b = i % 3 == 1;

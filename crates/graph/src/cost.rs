@@ -7,6 +7,7 @@ use std::iter::Sum;
 use std::ops::Add;
 
 use crate::composite::attention::{ATTENTION, ATTENTION_GRADIENT};
+use crate::composite::experts::{EXPERT_MATMUL, EXPERT_OUTER};
 use crate::composite::{Attrs, Composite};
 use crate::elementwise::Unary;
 use crate::graph::{Graph, Node, Phase};
@@ -159,6 +160,11 @@ fn composite_flops(composite: &Composite, operands: &[&Type]) -> f64 {
         let products = if name == ATTENTION.name { 2.0 } else { 5.0 };
         let softmax = f64::from(Unary::Exp.def().flops) + 4.0;
         return pairs * (products * 2.0 * d as f64 + softmax);
+    }
+    if name == EXPERT_MATMUL.name || name == EXPERT_OUTER.name {
+        let transposed = name == EXPERT_MATMUL.name && composite.attrs.flag("transpose");
+        let width = operands[1].shape.sizes()[if transposed { 1 } else { 2 }];
+        return 2.0 * operands[0].elements() as f64 * width as f64;
     }
     let scratch = Builder::new();
     let inputs: Vec<_> = operands

@@ -11,8 +11,8 @@ use tenon_graph::dim::Bindings;
 use tenon_graph::graph::Graph;
 use tenon_graph::lower::Program;
 use tenon_graph::op::Role;
-use tenon_graph::passes::pipeline::{Options, compile};
-use tenon_graph::passes::recompute::{Fitted, TooLarge};
+use tenon_graph::passes::pipeline::{Options, compile, prepare};
+use tenon_graph::passes::recompute::{TooLarge, fit};
 use tenon_graph::types::DType;
 use tenon_nn::Model;
 
@@ -38,13 +38,14 @@ pub struct OverBudget {
     pub budget: usize,
     /// What the run needs without recomputation.
     pub plain: usize,
-    /// The least that it needs with recomputation.
+    /// The least that it needs with recomputation: this budget can be kept, and one byte less cannot.
     pub smallest: usize,
     /// The batch of the plan.
     pub batch: usize,
-    /// The largest batch that fits with recomputation, if one does.
-    pub fitting_batch: Option<usize>,
-    /// What the run needs at least in bf16, if that is less.
+    /// The largest half, quarter, ... of the batch that fits with recomputation, or one sample if none does; and what the run
+    /// then needs.
+    pub smaller_batch: Option<(usize, usize)>,
+    /// What the run needs in bf16, if that fits or is less.
     pub in_bf16: Option<usize>,
 }
 
@@ -59,25 +60,24 @@ impl fmt::Display for PlanError {
             }
             PlanError::Data(message) => f.write_str(message),
             PlanError::Memory(over) => {
-                // Rounded up, so that what is suggested is enough.
-                let size = |bytes: usize| ByteSize((bytes as u64).next_multiple_of(1 << 20));
                 write!(
                     f,
                     "the run does not fit in memory = \"{}\": it needs {}, and {} with everything recomputed that can be",
                     ByteSize(over.budget as u64),
-                    size(over.plain),
-                    size(over.smallest)
+                    enough(over.plain),
+                    enough(over.smallest)
                 )?;
-                write!(f, "\n  try: memory = \"{}\" or more", size(over.smallest))?;
-                if let Some(batch) = over.fitting_batch {
+                write!(f, "\n  try: memory = \"{}\" or more", enough(over.smallest))?;
+                if let Some((batch, bytes)) = over.smaller_batch {
                     write!(
                         f,
-                        "\n  try: batch = {batch} instead of {} (accumulate keeps the step the same)",
-                        over.batch
+                        "\n  try: batch = {batch} instead of {}, which needs {} (accumulate keeps the step the same)",
+                        over.batch,
+                        enough(bytes)
                     )?;
                 }
                 if let Some(bytes) = over.in_bf16 {
-                    write!(f, "\n  try: precision = \"bf16\", which needs {}", size(bytes))?;
+                    write!(f, "\n  try: precision = \"bf16\", which needs {}", enough(bytes))?;
                 }
                 Ok(())
             }
@@ -86,6 +86,12 @@ impl fmt::Display for PlanError {
 }
 
 impl std::error::Error for PlanError {}
+
+/// A short size that is enough for so many bytes: in the largest unit of which they take at least a hundred, rounded up.
+fn enough(bytes: usize) -> ByteSize {
+    let unit = [1 << 20, 1 << 10].into_iter().find(|unit| bytes / unit >= 100).unwrap_or(1);
+    ByteSize((bytes as u64).next_multiple_of(unit as u64))
+}
 
 /// A run before it runs.
 pub struct RunPlan {
@@ -153,136 +159,139 @@ pub fn plan(
     backend: &dyn Backend,
     budget: Option<usize>,
 ) -> Result<RunPlan, PlanError> {
+    let training = match recipe.training().map_err(PlanError::Graph)? {
+        Training::Step(step) => vec![step],
+        Training::Accumulated { accumulate, update } => vec![accumulate, update],
+    };
+    let evaluation = recipe.evaluation().map_err(PlanError::Graph)?;
+    let planner = Planner { recipe, data, backend, budget: budget.unwrap_or(usize::MAX), training, evaluation };
     let batch = recipe.train.batch as usize;
     let bf16 = recipe.train.precision == Precision::Bf16;
-    match attempt(recipe, data, backend, budget, batch, bf16)? {
+    match planner.attempt(batch, bf16)? {
         Ok(plan) => Ok(plan),
         Err(TooLarge { plain, smallest }) => {
-            let fits = |batch| Ok(attempt(recipe, data, backend, budget, batch, bf16)?.is_ok());
-            let mut fitting_batch = None;
-            let mut half = batch / 2;
-            while half > 0 && fitting_batch.is_none() {
-                if fits(half)? {
-                    fitting_batch = Some(half);
-                }
-                half /= 2;
-            }
-            let in_bf16 = match bf16 {
-                true => None,
-                false => match attempt(recipe, data, backend, budget, batch, true)? {
-                    Ok(plan) => Some(plan.allocation.total()),
-                    Err(over) => (over.smallest < smallest).then_some(over.smallest),
-                },
-            };
-            let budget = budget.unwrap_or(usize::MAX);
-            Err(PlanError::Memory(Box::new(OverBudget { budget, plain, smallest, batch, fitting_batch, in_bf16 })))
+            let (smaller_batch, in_bf16) = std::thread::scope(|scope| {
+                let in_bf16 = (!bf16).then(|| scope.spawn(|| Ok(needs(&planner.attempt(batch, true)?))));
+                let smaller_batch = planner.smaller_batch(batch, bf16);
+                (smaller_batch, in_bf16.map(|thread| thread.join().expect("planning does not panic")).transpose())
+            });
+            let (smaller_batch, in_bf16) = (smaller_batch?, in_bf16?);
+            Err(PlanError::Memory(Box::new(OverBudget {
+                budget: planner.budget,
+                plain,
+                smallest,
+                batch,
+                smaller_batch,
+                in_bf16: in_bf16.filter(|bytes| *bytes < smallest),
+            })))
         }
     }
 }
 
-/// One try; the inner error is in bytes of the whole run.
-fn attempt(
-    recipe: &Recipe<'_>,
-    data: &dyn Dataset,
-    backend: &dyn Backend,
-    budget: Option<usize>,
-    batch: usize,
-    bf16: bool,
-) -> Result<Result<RunPlan, TooLarge>, PlanError> {
-    let training = recipe.training().map_err(PlanError::Graph)?;
-    let evaluation = recipe.evaluation().map_err(PlanError::Graph)?;
-    let graphs = match training {
-        Training::Step(step) => vec![step],
-        Training::Accumulated { accumulate, update } => vec![accumulate, update],
-    };
-    let longest = data.lengths().last().map(|l| l.length);
-    let bindings = bind_to_data(recipe.model, &graphs[0], data, batch, longest)?;
-    check_limits(recipe.model, &bindings)?;
-    let one = |(graph, bindings): &(&Graph, Bindings), budget: Option<usize>| {
-        let options = Options { bindings: bindings.clone(), bf16, budget };
-        compile(graph, &options).map_err(|e| PlanError::Graph(vec![e]))
-    };
-    let mut all: Vec<(&Graph, Bindings)> = Vec::new();
-    for length in data.lengths().split_last().map_or(&[][..], |(_, shorter)| shorter) {
-        let bindings = bind_to_data(recipe.model, &graphs[0], data, batch, Some(length.length))?;
-        all.extend([(&graphs[0], bindings.clone()), (&evaluation, bindings)]);
+/// The bytes of the run that was planned, or the least that it needs.
+fn needs(attempt: &Result<RunPlan, TooLarge>) -> usize {
+    match attempt {
+        Ok(plan) => plan.allocation.total(),
+        Err(over) => over.smallest,
     }
-    let of_shorter = all.len();
-    all.extend(graphs.iter().chain([&evaluation]).map(|graph| (graph, bindings.clone())));
-    let fit_all = |budget: Option<usize>| -> Result<Result<Vec<Fitted>, TooLarge>, PlanError> {
-        let mut fitted = Vec::with_capacity(all.len());
-        let mut over: Option<TooLarge> = None;
-        for graph in &all {
-            match one(graph, budget)? {
-                Ok(program) => fitted.push(program),
-                Err(new) => {
-                    let worst = over.map_or(new, |o| TooLarge {
-                        plain: o.plain.max(new.plain),
-                        smallest: o.smallest.max(new.smallest),
-                    });
-                    over = Some(worst);
-                }
+}
+
+struct Planner<'a> {
+    recipe: &'a Recipe<'a>,
+    data: &'a dyn Dataset,
+    backend: &'a dyn Backend,
+    budget: usize,
+    /// `step`, or `accumulate` and `update`.
+    training: Vec<Graph>,
+    evaluation: Graph,
+}
+
+impl Planner<'_> {
+    /// The largest half, quarter, ... of `batch` that fits, or one sample if none does; and what the run then needs.
+    fn smaller_batch(&self, batch: usize, bf16: bool) -> Result<Option<(usize, usize)>, PlanError> {
+        let halves = std::iter::successors(Some(batch / 2), |b| Some(b / 2)).take_while(|b| *b > 0);
+        let halves: Vec<usize> = halves.collect();
+        let Some(least) = halves.last() else { return Ok(None) };
+        let attempt = self.attempt(*least, bf16)?;
+        let mut best = (*least, needs(&attempt));
+        // A smaller batch needs less, so what fits is between those that do not and those that do.
+        let (mut from, mut to) = (0, halves.len() - 1);
+        while attempt.is_ok() && from < to {
+            let middle = (from + to) / 2;
+            match self.attempt(halves[middle], bf16)? {
+                Ok(plan) => (best, to) = ((halves[middle], plan.allocation.total()), middle),
+                Err(_) => from = middle + 1,
             }
         }
-        Ok(over.map_or(Ok(fitted), Err))
-    };
-    let plain = match fit_all(None)? {
-        Ok(plain) => plain,
-        Err(_) => unreachable!("everything fits without a budget"),
-    };
-    let allocation = |fitted: &[Fitted]| {
-        let scratch = fitted.iter().map(|f| backend.scratch_bytes(&f.program)).max().unwrap_or(0);
-        let programs: Vec<Arc<Program>> = fitted.iter().map(|f| Arc::new(f.program.clone())).collect();
-        (Allocation::of(&programs, scratch), programs)
-    };
-    let (mut sizes, mut programs) = allocation(&plain);
-    let mut again = vec![0.0; all.len()];
-    if let Some(budget) = budget.filter(|b| sizes.total() > *b) {
-        let fixed = sizes.total() - sizes.arena;
-        let whole = |over: TooLarge| TooLarge { plain: over.plain + fixed, smallest: over.smallest + fixed };
-        let fitted = match fit_all(Some(budget.saturating_sub(fixed)))? {
-            Ok(fitted) => fitted,
-            Err(over) => return Ok(Err(whole(over))),
-        };
-        again = fitted.iter().map(|f| f.again_flops).collect();
-        (sizes, programs) = allocation(&fitted);
+        Ok(Some(best))
     }
-    let evaluate = programs.pop().expect("evaluation is the last program");
-    let training = programs.split_off(of_shorter);
-    let shorter: Vec<Shorter> = data
-        .lengths()
-        .iter()
-        .zip(programs.chunks_exact(2))
-        .map(|(l, pair)| Shorter { length: l.length, batch: pair[0].clone(), evaluate: pair[1].clone() })
-        .collect();
-    // What a step costs on average: batches of every length as often as the data has samples of it, then the update.
-    let shares: Vec<f64> = data.lengths().iter().map(|l| l.share).collect();
-    let share_of_longest = shares.last().copied().unwrap_or(1.0);
-    let batches =
-        shorter.iter().map(|s| &s.batch).zip(shares.iter().copied()).chain([(&training[0], share_of_longest)]);
-    let times = recipe.train.accumulate as f64;
-    let runs: Vec<(&Arc<Program>, f64)> =
-        batches.map(|(p, share)| (p, share * times)).chain(training[1..].iter().map(|p| (p, 1.0))).collect();
-    let flops = runs.iter().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
-    let step_seconds = runs.iter().map(|(p, times)| backend.estimate_seconds(p) * times).sum();
-    let of_batches = again[..of_shorter].iter().step_by(2).zip(&shares).map(|(again, share)| again * share);
-    let again_flops = of_batches.sum::<f64>() + again[of_shorter] * share_of_longest;
-    let model = &recipe.model.graph;
-    let elements = |(_, _, role, ty): (_, _, Role, &tenon_graph::types::Type)| {
-        (role == Role::Parameter).then(|| ty.elements() as u64)
-    };
-    Ok(Ok(RunPlan {
-        training,
-        evaluate,
-        shorter,
-        objective: recipe.objective,
-        allocation: sizes,
-        parameters: model.inputs().filter_map(elements).sum(),
-        flops,
-        again_flops: again_flops * times,
-        bindings,
-        step_seconds,
-    }))
+
+    /// One try; the inner error is in bytes of the whole run.
+    fn attempt(&self, batch: usize, bf16: bool) -> Result<Result<RunPlan, TooLarge>, PlanError> {
+        let Planner { recipe, backend, data, .. } = self;
+        let lengths: Vec<(Option<usize>, f64)> = match data.lengths() {
+            [] => vec![(None, 1.0)],
+            several => several.iter().map(|l| (Some(l.length), l.share)).collect(),
+        };
+        let mut options: Vec<Options> = Vec::new();
+        for (length, _) in &lengths {
+            let bindings = bind_to_data(recipe.model, &self.training[0], *data, batch, *length)?;
+            check_limits(recipe.model, &bindings)?;
+            options.push(Options { bindings, bf16 });
+        }
+        let longest = options.last().expect("one length at least");
+        let broken = |e| PlanError::Graph(vec![e]);
+        let compiled = |graph: &Graph, options: &Options| compile(graph, options).map(Arc::new).map_err(broken);
+        let updates: Vec<_> = self.training[1..].iter().map(|g| compiled(g, longest)).collect::<Result<_, _>>()?;
+        let mut evaluations: Vec<_> =
+            options.iter().map(|o| compiled(&self.evaluation, o)).collect::<Result<_, PlanError>>()?;
+        // The programs of batches have a backward pass, and so something to recompute; of the others there is one version.
+        let mut planned: Vec<Arc<Program>> = updates.iter().chain(&evaluations).cloned().collect();
+        let mut batches: Vec<Arc<Program>> = Vec::new();
+        let mut again_flops = 0.0;
+        let times = recipe.train.accumulate as f64;
+        for (options, (_, share)) in options.iter().zip(&lengths).rev() {
+            let scratch = planned.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+            let allocation = |program: &Program| {
+                let programs: Vec<&Program> = std::iter::once(program).chain(planned.iter().map(|p| &**p)).collect();
+                Allocation::of(&programs, scratch.max(backend.scratch_bytes(program)))
+            };
+            let prepared = prepare(&self.training[0], options).map_err(broken)?;
+            let fitted = match fit(&prepared, self.budget, &|p| allocation(p).total()) {
+                Ok(fitted) => fitted,
+                Err(over) => return Ok(Err(over)),
+            };
+            again_flops += fitted.again_flops * share * times;
+            batches.insert(0, Arc::new(fitted.program));
+            planned.push(batches[0].clone());
+        }
+        let programs: Vec<&Program> = planned.iter().map(|p| &**p).collect();
+        let scratch = programs.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+        let allocation = Allocation::of(&programs, scratch);
+        // What a step costs on average: batches of each length as often as the data has samples of it, then the update.
+        let runs = batches.iter().zip(&lengths).map(|(p, (_, share))| (p, share * times));
+        let runs: Vec<(&Arc<Program>, f64)> = runs.chain(updates.iter().map(|p| (p, 1.0))).collect();
+        let flops = runs.iter().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
+        let step_seconds = runs.iter().map(|(p, times)| backend.estimate_seconds(p) * times).sum();
+        let parameters = recipe.model.graph.inputs().filter(|(_, _, role, _)| *role == Role::Parameter);
+        let evaluate = evaluations.pop().expect("one length at least");
+        let batch = batches.pop().expect("one length at least");
+        let shorter = lengths.iter().zip(batches.into_iter().zip(evaluations));
+        Ok(Ok(RunPlan {
+            training: std::iter::once(batch).chain(updates).collect(),
+            evaluate,
+            shorter: shorter
+                .filter_map(|((length, _), (batch, evaluate))| Some(Shorter { length: (*length)?, batch, evaluate }))
+                .collect(),
+            objective: recipe.objective,
+            allocation,
+            parameters: parameters.map(|(.., ty)| ty.elements() as u64).sum(),
+            flops,
+            again_flops,
+            bindings: options.pop().expect("one length at least").bindings,
+            step_seconds,
+        }))
+    }
 }
 
 /// The sizes of the model's symbols that the data's samples and the batch give.

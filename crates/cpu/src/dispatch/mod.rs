@@ -3,6 +3,7 @@
 mod attention;
 mod conv;
 mod dot;
+mod experts;
 mod interpreted;
 mod moves;
 mod rows;
@@ -102,6 +103,10 @@ pub fn prepare(cpu: &Cpu, program: &Program, step: &Step) -> Box<dyn Kernel> {
                     "attention" => Box::new(attention::Forward::new(cpu, &composite.attrs, &windows, &targets)),
                     "attention_gradient" => {
                         Box::new(attention::Backward::new(cpu, &composite.attrs, &windows, &targets))
+                    }
+                    "expert_matmul" | "expert_outer" => {
+                        let site = graph.site(*node);
+                        Box::new(experts::Mixture::new(cpu, composite, windows, targets[0].clone(), site))
                     }
                     name => unreachable!("{name} is lowered by its expansion"),
                 },

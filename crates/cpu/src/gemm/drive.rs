@@ -107,8 +107,10 @@ impl Job<'_> {
     unsafe fn item(&self, item: usize, rows: &Range<usize>, worker: usize) {
         let (spec, plan) = (self.spec, &self.plan);
         let (row_chunks, col_chunks) = (rows.len().div_ceil(plan.rows), spec.n.div_ceil(plan.cols));
-        let (row_chunk, rest) = (item % row_chunks, item / row_chunks);
-        let (col_chunk, batch) = (rest % col_chunks, rest / col_chunks);
+        // What is larger, A or B, is gone through once.
+        let (at, batch) = (item % (row_chunks * col_chunks), item / (row_chunks * col_chunks));
+        let (row_chunk, col_chunk) =
+            if spec.m > spec.n { (at / col_chunks, at % col_chunks) } else { (at % row_chunks, at / row_chunks) };
         let batch = [batch / spec.batch[1], batch % spec.batch[1]];
         let row = rows.start + row_chunk * plan.rows;
         let rows = row..rows.end.min(row + plan.rows);
@@ -220,7 +222,7 @@ impl Entry<'_> {
             if let Some((first, packed)) = self.job.shared {
                 return Rows::Packed { packed, lanes: self.job.scratch.cast(), first, block };
             }
-            if plan.a == RowsOfA::InPlace {
+            if plan.a == RowsOfA::InPlace && plan.k.is_in_place(plan.lane, block) {
                 return Rows::InPlace(self.a.part(first, len, 0, spec.m));
             }
             let packed = PackedRows::new(plan.lane, KBlocks::new(plan.lane, len), rows.len());

@@ -29,13 +29,15 @@ const WIDE: usize = 768;
 const ITEMS: usize = 24;
 /// Multiply-adds below which a task is not worth handing to another thread: some microseconds.
 const TASK_WORK: usize = 1 << 18;
+/// Blocks of an odd k in pairs from which on it is worth reading all but the last in place.
+const PACKED_LAST: usize = 4;
 /// Alignment of the scratch and of its parts, in bytes.
 pub(crate) const ALIGN: usize = 64;
 
 /// How the rows of A reach the micro-kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowsOfA {
-    /// Read in place.
+    /// Read in place; the last block of an odd k in pairs, whose last lane needs a zero, packed by each worker.
     InPlace,
     /// Packed for all workers, this many rows at a time: a whole number of row chunks.
     Shared(usize),
@@ -81,6 +83,11 @@ impl KBlocks {
         self.k.div_ceil(self.block)
     }
 
+    /// Whether rows of A may be read in place in this block.
+    pub(crate) fn is_in_place(self, lane: Lane, index: usize) -> bool {
+        lane == Lane::F32 || self.get(index).1.is_multiple_of(2)
+    }
+
     /// First element and number of elements of a block.
     pub(crate) fn get(self, index: usize) -> (usize, usize) {
         let first = index * self.block;
@@ -107,7 +114,7 @@ impl Plan {
         let k = KBlocks::new(lane, spec.k);
         let in_place = match lane {
             Lane::F32 => spec.a.col_stride == 1,
-            Lane::Pair => spec.a.col_stride == 1 && spec.k.is_multiple_of(2),
+            Lane::Pair => spec.a.col_stride == 1 && (spec.k.is_multiple_of(2) || k.count() >= PACKED_LAST),
             Lane::Widened => false,
         };
         let batch = spec.batch[0] * spec.batch[1];
@@ -140,7 +147,11 @@ impl Plan {
         part(if spec.packed_b { 0 } else { 4 * lanes * kernels.panel_width(cols.min(spec.n).max(1)) });
         let packed = |rows: usize, k: KBlocks| PackedRows::new(lane, k, rows.min(spec.m)).bytes();
         let scratch = Scratch {
-            a: part(if a == RowsOfA::Own { packed(rows, KBlocks::new(lane, k.block.min(spec.k))) } else { 0 }),
+            a: part(if a == RowsOfA::Own || in_place && !k.is_in_place(lane, k.count() - 1) {
+                packed(rows, KBlocks::new(lane, k.block.min(spec.k)))
+            } else {
+                0
+            }),
             sums: part(if sums { 4 * rows.min(spec.m) * cols } else { 0 }),
             bytes: 0,
         };

@@ -35,12 +35,13 @@ const TASK: usize = 16 * 1024;
 /// # Safety
 /// There are more than `place`.
 #[inline(always)]
-unsafe fn index_at(indices: &View<'_>, place: usize) -> i32 {
+pub(super) unsafe fn index_at(indices: &View<'_>, place: usize) -> i32 {
     // SAFETY: an element of the view.
     unsafe { *indices.ptr::<i32>().add(indices.offset(place)) }
 }
 
-fn check(cpu: &Cpu, indices: &View<'_>, size: usize) -> Result<(), OutOfRange> {
+/// Whether all indices are below `size`.
+pub(super) fn check(cpu: &Cpu, indices: &View<'_>, size: usize) -> Result<(), OutOfRange> {
     assert_eq!(indices.dtype(), DType::I32, "indices are i32");
     let n = indices.len();
     let first = AtomicUsize::new(usize::MAX);

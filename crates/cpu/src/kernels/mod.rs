@@ -10,6 +10,7 @@ pub mod attention;
 mod conv;
 mod copy;
 mod exp;
+mod experts;
 #[cfg(test)]
 pub(crate) use exp::exp;
 mod index;
@@ -21,6 +22,7 @@ mod window;
 
 pub use conv::{Convolution, convolve};
 pub use copy::{clear, concat, copy, pad};
+pub use experts::{Experts, expert_matmul, expert_outer};
 pub use index::{
     OutOfRange, gather_along, gather_rows, scatter_add_along, scatter_add_along_scratch_bytes, scatter_add_rows,
     scatter_add_rows_scratch_bytes, write,

@@ -407,4 +407,9 @@ impl Pieces {
         self.left -= bytes;
         start.cast()
     }
+
+    /// What is left, aligned to [`ALIGN`], and how many bytes.
+    pub(crate) fn rest(&self) -> (*mut u8, usize) {
+        (self.next, self.left)
+    }
 }

@@ -55,6 +55,8 @@ pub struct RowProgram {
     tile_cols: usize,
     /// Rows of a tile; more than one only if `tile_cols` is the whole row.
     tile_rows: usize,
+    /// Cache lines of the next tile that each operation asks for.
+    fetches: usize,
     buffers: Vec<Value>,
     loads: Vec<LoadFrom>,
     positions: Vec<Positions>,
@@ -133,6 +135,11 @@ impl RowProgram {
         let chunks = Chunks::new(fused, !columns.is_empty());
         let (tile_rows, tile_cols) =
             if whole { ((tile / fused.cols.max(1)).max(1), fused.cols) } else { (1, tile.min(fused.cols.max(1))) };
+        let bodies = stages.iter().flat_map(|stage| &stage.body);
+        let count = |wanted: fn(&Step<Slot>) -> bool| bodies.clone().filter(|step| wanted(step)).count();
+        let maps = count(|step| matches!(step, Step::Map { .. }));
+        let read = count(|step| matches!(step, Step::Load { .. })) * tile_rows * tile_cols * size_of::<u32>();
+        let fetches = read.div_ceil(ALIGNMENT * maps.max(1));
         RowProgram {
             rows: fused.rows,
             cols: fused.cols,
@@ -140,6 +147,7 @@ impl RowProgram {
             chunks,
             tile_cols,
             tile_rows,
+            fetches,
             buffers,
             loads,
             positions,

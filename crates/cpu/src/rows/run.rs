@@ -47,6 +47,42 @@ struct Worker<'a> {
     run: &'a Run<'a>,
     /// The worker's part of the scratch.
     own: *mut u8,
+    ahead: Ahead,
+}
+
+/// What the next tile reads, still to be asked for while this one is worked on: a unit reads several buffers, each in
+/// pieces too short for the hardware to run ahead. Each operation asks for a few lines: asked for at once, they would
+/// have to be waited for.
+#[derive(Default)]
+struct Ahead {
+    /// Addresses from .. to, the first `count` of them.
+    parts: [(usize, usize); 8],
+    count: usize,
+}
+
+impl Ahead {
+    /// Takes note of `bytes` bytes at `from`, or does without where there are too many parts.
+    #[inline]
+    fn add(&mut self, from: *const u8, bytes: usize) {
+        if let Some(part) = self.parts.get_mut(self.count) {
+            *part = (from.addr(), from.addr() + bytes);
+            self.count += 1;
+        }
+    }
+
+    /// Asks for this many lines.
+    #[inline]
+    fn fetch(&mut self, lines: usize) {
+        for _ in 0..lines {
+            let Some(last) = self.count.checked_sub(1) else { return };
+            let (at, end) = &mut self.parts[last];
+            fetch(std::ptr::without_provenance::<u8>(*at));
+            *at += ALIGNMENT;
+            if *at >= *end {
+                self.count = last;
+            }
+        }
+    }
 }
 
 impl RowProgram {
@@ -75,11 +111,11 @@ impl RowProgram {
                 return run.results_of_nothing();
             }
             run.choose_direct_stores();
-            Worker { run: &run, own: run.scratch }.uniform();
+            Worker { run: &run, own: run.scratch, ahead: Ahead::default() }.uniform();
             cpu.pool.run(self.chunk_count(), |chunk, worker| {
                 let run = &run;
                 let own = run.scratch.add(run.layout.workers + worker * run.layout.worker);
-                Worker { run, own }.chunk(chunk);
+                Worker { run, own, ahead: Ahead::default() }.chunk(chunk);
             });
             for total in 0..self.totals.len() {
                 run.finish_total(total);
@@ -95,15 +131,6 @@ impl RowProgram {
                 });
             }
         }
-    }
-}
-
-/// Asks for lanes of the next tile while this one is worked on: a unit reads several buffers, each in pieces too short
-/// for the hardware to run ahead.
-#[inline]
-fn fetch_lanes(lanes: *const u32, n: usize) {
-    for line in (0..n).step_by(64 / size_of::<u32>()) {
-        fetch(lanes.wrapping_add(line));
     }
 }
 
@@ -178,14 +205,14 @@ impl Run<'_> {
 
 impl Worker<'_> {
     /// The steps that run once.
-    unsafe fn uniform(&self) {
+    unsafe fn uniform(mut self) {
         let tile = Tile { row: 0, rows: 1, col: 0, width: 1, from_col: 0, chunk: 0, from_row: 0 };
         // SAFETY: as the caller says; steps over uniform values use no worker's registers.
         unsafe { self.steps(&self.run.program.uniform, tile) };
     }
 
     /// A task.
-    unsafe fn chunk(&self, chunk: usize) {
+    unsafe fn chunk(mut self, chunk: usize) {
         let program = self.run.program;
         let (rows, cols) = match program.chunks {
             Chunks::Elements(n) => (0..program.rows, chunk * n..((chunk + 1) * n).min(program.cols)),
@@ -258,7 +285,7 @@ impl Worker<'_> {
         }
     }
 
-    unsafe fn steps(&self, steps: &[Step<Slot>], tile: Tile) {
+    unsafe fn steps(&mut self, steps: &[Step<Slot>], tile: Tile) {
         for step in steps {
             // SAFETY: steps come in an order in which each finds what it reads.
             unsafe { self.step(step, tile) };
@@ -274,7 +301,7 @@ impl Worker<'_> {
         }
     }
 
-    unsafe fn step(&self, step: &Step<Slot>, tile: Tile) {
+    unsafe fn step(&mut self, step: &Step<Slot>, tile: Tile) {
         let (run, program, isa) = (self.run, self.run.program, self.run.isa);
         // SAFETY: registers have room for a tile; buffers have the elements of the domain; a register's content is never
         // overwritten by a step that reads it.
@@ -286,12 +313,14 @@ impl Worker<'_> {
                     let (first, n) = self.span(to.extent, tile);
                     let buffer = run.buffers[load.buffer];
                     let in_memory = load.format.size == size_of::<u32>() && to.extent != Extent::Uniform;
-                    match load.window.contiguous_piece(first, n) {
-                        Some(at) if in_memory => {
-                            let lanes = buffer.cast::<u32>().add(at);
-                            *self.pointer(*to) = lanes;
-                            fetch_lanes(lanes.wrapping_add(n), n);
-                        }
+                    let piece = load.window.contiguous_piece(first, n);
+                    if let Some(at) = piece
+                        && to.extent == Extent::Full
+                    {
+                        self.ahead.add(buffer.wrapping_add((at + n) * load.format.size), n * load.format.size);
+                    }
+                    match piece {
+                        Some(at) if in_memory => *self.pointer(*to) = buffer.cast::<u32>().add(at),
                         _ => load.format.load(isa, &load.window, buffer, first, n, self.own_memory(*to)),
                     }
                 }
@@ -316,6 +345,7 @@ impl Worker<'_> {
                     random_kernel().get(isa)(&RandomBits { to, first: first as u64, key, n });
                 }
                 Step::Map { kernel, from, to, direct } => {
+                    self.ahead.fetch(program.fetches);
                     let (first, n) = self.span(to.extent, tile);
                     let result = match direct {
                         Some(store) if *run.scratch.add(run.layout.direct + store) != 0 => {

@@ -4,6 +4,7 @@ pub mod activation;
 pub mod attention;
 pub mod batch_norm;
 pub mod dropout;
+pub mod experts;
 pub mod loss;
 pub mod norm;
 pub mod rope;
@@ -36,6 +37,8 @@ pub static COMPOSITES: &[&CompositeDef] = &[
     &rope::ROPE,
     &attention::ATTENTION,
     &attention::ATTENTION_GRADIENT,
+    &experts::EXPERT_MATMUL,
+    &experts::EXPERT_OUTER,
     &loss::CROSS_ENTROPY,
     &loss::BCE_WITH_LOGITS,
     &loss::MSE,

@@ -225,13 +225,15 @@ fn takes(op: &Op, index: usize, window: &Strided) -> bool {
             unit(rank - 1) || unit(rank - 2)
         }
         Op::Composite(composite) => {
-            let tensors = match composite.def.name {
-                "attention" => 3,
-                "attention_gradient" => 6,
-                _ => 0,
+            let (tensors, rank) = match composite.def.name {
+                "attention" => (3, 4),
+                "attention_gradient" => (6, 4),
+                "expert_matmul" => (1, 3),
+                "expert_outer" => (2, 3),
+                _ => (0, 0),
             };
-            let last = window.sizes.len() - 1;
-            let row = window.sizes.len() == 4 && (window.strides[last] == 1 || window.sizes[last] == 1);
+            let last = window.sizes.len().saturating_sub(1);
+            let row = window.sizes.len() == rank && (window.strides[last] == 1 || window.sizes[last] == 1);
             starts_alone(window) || (index < tensors && row)
         }
         Op::Scatter(_) => starts_alone(window),

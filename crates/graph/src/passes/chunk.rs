@@ -18,7 +18,7 @@ use crate::types::DType;
 
 /// The most bytes of a chunk of a wide value. Smaller chunks would read the matrix, and the gradient's sum, from memory too
 /// often for their work.
-pub const CHUNK_BYTES: usize = 32 << 20;
+pub const CHUNK_BYTES: usize = 128 << 20;
 
 /// Chunks may have so many rows whatever their bytes.
 const ROWS: usize = 64;

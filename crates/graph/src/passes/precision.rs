@@ -3,13 +3,17 @@
 //! Matrix products, convolutions and attention take bf16 operands, accumulate in f32 and give bf16 results. Parameters
 //! stay f32 masters, unless they are stored in bf16 ([`bf16_weights`]). Norms, softmax, losses, reductions and the
 //! optimizer are f32 and see no difference: the type of no value that they read changes.
+//!
+//! What a convolution reads is rounded for all its readers: so the residual stream of an image model is kept in bf16 only,
+//! and not in f32 beside it.
 
 use std::collections::{HashMap, HashSet};
 
 use smallvec::SmallVec;
 
-use crate::composite::Composite;
 use crate::composite::attention::{ATTENTION, ATTENTION_GRADIENT};
+use crate::composite::experts::{EXPERT_MATMUL, EXPERT_OUTER};
+use crate::composite::{Attr, Composite, CompositeDef};
 use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Phase, Value};
 use crate::op::{Conv, Dot, Gather, Op, Role, Source, View};
@@ -53,11 +57,15 @@ pub fn bf16_weights(graph: &Graph) -> Result<Graph, Diagnostic> {
 /// Those of [`rewrite`].
 pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
     let (feeds, split, results) = (feeds_products(graph), split_values(graph), results(graph));
+    let images = images(graph);
     let mut narrow = Narrow::default();
     rewrite(graph, |visit| {
         let data = visit.data();
         if data.phase == Phase::Update || !is_product(&data.op) {
-            let kept = visit.keep();
+            let mut kept = visit.keep();
+            for (tensor, old) in kept.iter_mut().zip(data.outputs()).filter(|(_, old)| images[old.index()]) {
+                *tensor = tensor.cast(DType::BF16).cast(visit.graph.ty(old).dtype);
+            }
             let new = data.outputs().zip(&kept).filter(|(old, _)| split[old.index()]);
             narrow.split.extend(new.map(|(_, new)| new.value()));
             return Some(kept);
@@ -68,6 +76,9 @@ pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
         let op = match &data.op {
             Op::Dot(dot) if dot.dtype == DType::F32 => Op::Dot(Dot { dtype, ..dot.clone() }),
             Op::Conv(conv) if conv.dtype == DType::F32 => Op::Conv(Conv { dtype, ..conv.clone() }),
+            Op::Composite(Composite { def, attrs }) if attrs.get("dtype") == Some(&Attr::DType(DType::F32)) => {
+                Op::Composite(Composite { def, attrs: attrs.clone().with("dtype", dtype) })
+            }
             other => other.clone(),
         };
         let operands: SmallVec<[Tensor<'_>; 8]> = visit
@@ -86,10 +97,13 @@ pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
     })
 }
 
+/// Composites that are made of products.
+const PRODUCTS: [&CompositeDef; 4] = [&ATTENTION, &ATTENTION_GRADIENT, &EXPERT_MATMUL, &EXPERT_OUTER];
+
 fn is_product(op: &Op) -> bool {
     match op {
         Op::Dot(_) | Op::Conv(_) => true,
-        Op::Composite(composite) => [ATTENTION.name, ATTENTION_GRADIENT.name].contains(&composite.def.name),
+        Op::Composite(composite) => PRODUCTS.iter().any(|def| def.name == composite.def.name),
         Op::Source(_)
         | Op::Unary(_)
         | Op::Binary(_)
@@ -145,6 +159,17 @@ fn feeds_products(graph: &Graph) -> Vec<bool> {
         }
     }
     feeds
+}
+
+/// By value: whether it is computed in the forward pass and a convolution there reads it as its images.
+fn images(graph: &Graph) -> Vec<bool> {
+    let mut images = vec![false; graph.value_count()];
+    for data in graph.nodes().map(|n| graph.node(n)).filter(|d| d.phase == Phase::Forward) {
+        if let Op::Conv(_) = data.op {
+            images[data.inputs[0].index()] = !matches!(graph.op_of(data.inputs[0]), Op::Source(_) | Op::View(_));
+        }
+    }
+    images
 }
 
 /// By value: whether it is only taken apart, as the joint projection of query, key and value is.

@@ -1,7 +1,10 @@
 //! Samples of the composites.
 
 use super::{Operand, Sample};
-use crate::composite::{Attrs, CompositeDef, activation, attention, batch_norm, dropout, loss, norm, rope, softmax};
+use crate::composite::{
+    Attrs, CompositeDef, activation, attention, batch_norm, dropout, experts, loss, norm, rope, softmax,
+};
+use crate::dim::Dim;
 use crate::types::DType;
 
 pub(super) fn samples() -> Vec<Sample> {
@@ -11,6 +14,7 @@ pub(super) fn samples() -> Vec<Sample> {
     all.extend(positions());
     all.extend(attentions());
     all.extend(attention_gradients());
+    all.extend(mixtures());
     all.extend(losses());
     all
 }
@@ -157,6 +161,25 @@ fn attention_gradients() -> Vec<Sample> {
         sample(&attention::ATTENTION_GRADIENT, name, operands, attrs)
     };
     attention_cases().into_iter().map(one).collect()
+}
+
+fn mixtures() -> Vec<Sample> {
+    let rows = |k: usize| Operand::float([3, 2, k]);
+    let matrices = |e: usize, k: usize, m: usize| Operand::float([e, k, m]);
+    let experts = |most: i32| Operand::int([3, 2], 0, most);
+    let matmul = || vec![rows(5), matrices(4, 5, 3), experts(4)];
+    let outer = || vec![rows(5), rows(3), experts(3)];
+    let transposed = none().with("transpose", true);
+    let count = |n: usize| none().with("count", Dim::constant(n));
+    vec![
+        sample(&experts::EXPERT_MATMUL, "plain", matmul(), none()),
+        sample(&experts::EXPERT_MATMUL, "transposed", vec![rows(5), matrices(4, 3, 5), experts(4)], transposed),
+        sample(&experts::EXPERT_MATMUL, "one", vec![rows(5), matrices(4, 5, 3), experts(1)], none()),
+        sample(&experts::EXPERT_MATMUL, "bf16", bf16(matmul()), none().with("dtype", DType::BF16)),
+        sample(&experts::EXPERT_OUTER, "plain", outer(), count(3)),
+        sample(&experts::EXPERT_OUTER, "unused", outer(), count(5)),
+        sample(&experts::EXPERT_OUTER, "bf16", bf16(outer()), count(3)),
+    ]
 }
 
 fn losses() -> Vec<Sample> {
