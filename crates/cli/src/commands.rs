@@ -10,9 +10,11 @@ use tenon::cpu::CpuBackend;
 use tenon::cpu::speed::Speed;
 use tenon::data::Progress;
 use tenon::graph::backend::{Allocation, Backend};
+use tenon::import::{self, Imported, Source};
 use tenon::model_folder::open_model;
-use tenon::nn::forward::{NamedTensor, Values, cross_entropy, forward};
+use tenon::nn::forward::{NamedTensor, Values, forward};
 use tenon::nn::generate::{self, Generator, Sampling};
+use tenon::nn::loss::loss;
 use tenon::nn::{HyperValue, ModelError, reference_markdown};
 use tenon::tensors;
 use tenon::train::experiment::{Experiment, Objective};
@@ -144,7 +146,7 @@ pub fn profile(args: &args::Profile) -> Outcome {
         let svg = picture::memory(&format!("{}, {}", setup.name(), setup.model), &programs, &plan.allocation);
         std::fs::write(path, svg).map_err(|e| Failure(format!("{}: cannot be written: {e}", path.display())))?;
     }
-    let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, &backend)?;
+    let mut trainer = Trainer::new(plan, &setup.trained, settings, &*setup.data, &backend)?;
     let times = trainer.profile(PROFILED)?;
     // With accumulation the first of two programs runs several times for one update.
     let runs = [settings.accumulate as usize, 1];
@@ -228,6 +230,16 @@ pub fn export(args: &args::Export, stop: &AtomicBool) -> Outcome {
     Ok(0)
 }
 
+/// `tenon import`.
+pub fn import(args: &args::Import) -> Outcome {
+    let source = Source { path: &args.source, architecture: args.architecture.as_deref(), set: &args.set };
+    let Imported { model, tokenizer } = import::import(&source, &args.out)?;
+    let count = show::count(model.parameter_count() as u64);
+    let with = if tokenizer { " · with its tokenizer" } else { "" };
+    line("import", &format!("{model} · {count} parameters{with} · {}", args.out.display()));
+    Ok(0)
+}
+
 /// `tenon generate`.
 pub fn generate(args: &args::Generate, stop: &AtomicBool) -> Outcome {
     result(&args.model)?;
@@ -285,10 +297,7 @@ pub fn forward_pass(args: &args::Forward) -> Outcome {
     let backend = backend(None)?;
     let mut outputs = forward(&open.model, &open.values, &inputs, &backend)?;
     if let Some(labels) = labels {
-        let logits = outputs.iter().find(|t| t.name == "logits");
-        let Some(loss) = logits.and_then(|logits| cross_entropy(logits, &labels)) else {
-            return Err(Failure(format!("labels {:?} do not fit the model's logits", labels.shape)));
-        };
+        let loss = loss(&open.model, &outputs, &labels)?;
         outputs.push(NamedTensor { name: "loss".into(), shape: vec![], values: Values::Float(vec![loss as f32]) });
     }
     tensors::write(&args.outputs, &outputs)?;

@@ -70,10 +70,14 @@ pub fn plan(setup: &Setup, plan: &RunPlan) -> Vec<String> {
         [] => "starts from all weights of the folder".to_owned(),
         fresh => format!("starts from the folder's weights, but anew: {}", fresh.join(", ")),
     });
+    let trained = match plan.trained == plan.parameters {
+        true => String::new(),
+        false => format!(", {} trained", count(plan.trained)),
+    };
     let budget = train.memory.map_or(String::new(), |m| format!(" of {m}"));
     let mut lines = vec![
         format!(
-            "{} · {} parameters · {batch} a step · {:.2e} FLOP a step",
+            "{} · {} parameters{trained} · {batch} a step · {:.2e} FLOP a step",
             setup.model,
             count(plan.parameters),
             plan.flops

@@ -26,6 +26,7 @@ vocab = 50257
 [train]
 steps = 1
 batch = 1
+precision = "bf16"
 "#;
 
 /// A line of this process's status in bytes.

@@ -6,6 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::images::augment::Augment;
+use crate::images::resize::Filter;
 
 /// What to train on: exactly one of `text`, `labelled_text`, `images` and `table`.
 ///
@@ -25,7 +27,7 @@ pub struct DataConfig {
     /// Texts with a class each: CSV, JSON lines, or a folder for each class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labelled_text: Option<TextSource>,
-    /// Labelled images, as IDX or CSV.
+    /// Labelled images, as IDX, CSV or folders of files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<ImageSource>,
     /// A CSV table of numbers with a label or a target column.
@@ -139,7 +141,7 @@ impl Default for TokenizerConfig {
 /// | `last_count` | - | the last so many samples |
 /// | `stratified` | - | a fraction of each class, chosen by the seed |
 /// | `every` | - | samples n-1, 2n-1, ... of the file |
-/// | `file` | other files | another CSV with the same columns; another file or folder of texts |
+/// | `file` | other files | another CSV with the same columns; another file or folder of texts; another folder of classes |
 /// | `idx` | - | another pair of IDX files |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -168,7 +170,7 @@ pub struct IdxPair {
     pub labels: PathBuf,
 }
 
-/// Labelled images: either `idx` and `labels`, or `csv` and `label`.
+/// Labelled images: `idx` and `labels`, or `csv` and `label`, or `folder` and `size`.
 ///
 /// Pixels are whole numbers 0 to 255; the model sees `value / 255`, then `(x - mean) / std` where these are given.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -201,6 +203,37 @@ pub struct ImageSource {
     /// Standard deviation of each channel, of pixels scaled to 0..1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std: Option<Vec<f32>>,
+    /// Folder with one folder for each class, named after it: PNG, JPEG and WebP files, at any depth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// `[height, width]` that the model sees of the images of a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<[usize; 2]>,
+    /// 1 (grey) or 3 (red, green, blue, the default) channels of the images of a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<usize>,
+    /// How images change their size, with Pillow's numbers. Default: bilinear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Filter>,
+    /// The model sees the middle of an image, of which this share of the shorter side is left. Default: 1.0, all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub center: Option<f64>,
+    /// What happens when a file of a folder cannot be decoded. Default: refuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_corrupt: Option<OnCorrupt>,
+    /// Random changes of training images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augment: Option<Augment>,
+}
+
+/// What happens when an image cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCorrupt {
+    /// The run does not start; the error names the file.
+    Refuse,
+    /// It is left out, and a note names it.
+    Skip,
 }
 
 /// A CSV table (plain or gzip): numeric feature columns and either a class (`label`) or a number (`target`) to predict.

@@ -101,9 +101,7 @@ fn open_source(
         (None, Some(texts), None, None) => {
             Ok(Box::new(labelled::open_labelled_texts(texts, &tokenizer, validation, base_dir, demands, progress)?))
         }
-        (None, None, Some(images), None) => {
-            Ok(Box::new(labelled::open_images(images, validation, base_dir, seed, progress)?))
-        }
+        (None, None, Some(images), None) => labelled::open_images(images, validation, base_dir, seed, progress),
         (None, None, None, Some(table)) => {
             Ok(Box::new(labelled::open_table(table, validation, base_dir, seed, progress)?))
         }

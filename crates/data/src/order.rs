@@ -23,6 +23,8 @@ pub(crate) enum Stream {
     Batches = 5,
     /// Which tokens are masked, and by what.
     Mask = 6,
+    /// How a training picture is changed.
+    Augment = 7,
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64 bits in which every input bit reaches

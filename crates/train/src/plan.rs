@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tenon_data::{Dataset, ElementType};
+use tenon_data::{Dataset, ElementType, PaddedLength};
 use tenon_graph::backend::{Allocation, Backend};
 use tenon_graph::cost;
 use tenon_graph::diagnostic::Diagnostic;
@@ -12,7 +12,7 @@ use tenon_graph::graph::Graph;
 use tenon_graph::lower::Program;
 use tenon_graph::op::Role;
 use tenon_graph::passes::pipeline::{Options, compile, prepare};
-use tenon_graph::passes::recompute::{TooLarge, fit};
+use tenon_graph::passes::recompute::{Fitted, TooLarge, fit};
 use tenon_graph::types::DType;
 use tenon_nn::Model;
 
@@ -107,6 +107,8 @@ pub struct RunPlan {
     pub allocation: Allocation,
     /// Elements of the model's parameters.
     pub parameters: u64,
+    /// Of these, the ones that are trained.
+    pub trained: u64,
     /// Floating-point operations of one optimizer step.
     pub flops: f64,
     /// Of these, the ones that are done a second time to fit the budget.
@@ -228,67 +230,83 @@ impl Planner<'_> {
 
     /// One try; the inner error is in bytes of the whole run.
     fn attempt(&self, batch: usize, bf16: bool) -> Result<Result<RunPlan, TooLarge>, PlanError> {
-        let Planner { recipe, backend, data, .. } = self;
-        let lengths: Vec<(Option<usize>, f64)> = match data.lengths() {
-            [] => vec![(None, 1.0)],
-            several => several.iter().map(|l| (Some(l.length), l.share)).collect(),
-        };
-        let mut options: Vec<Options> = Vec::new();
-        for (length, _) in &lengths {
-            let bindings = bind_to_data(recipe.model, &self.training[0], *data, batch, *length)?;
-            check_limits(recipe.model, &bindings)?;
-            options.push(Options { bindings, bf16 });
-        }
-        let longest = options.last().expect("one length at least");
+        let Planner { recipe, data, backend, .. } = self;
         let broken = |e| PlanError::Graph(vec![e]);
-        let compiled = |graph: &Graph, options: &Options| compile(graph, options).map(Arc::new).map_err(broken);
-        let updates: Vec<_> = self.training[1..].iter().map(|g| compiled(g, longest)).collect::<Result<_, _>>()?;
-        let mut evaluations: Vec<_> =
-            options.iter().map(|o| compiled(&self.evaluation, o)).collect::<Result<_, PlanError>>()?;
-        // The programs of batches have a backward pass, and so something to recompute; of the others there is one version.
-        let mut planned: Vec<Arc<Program>> = updates.iter().chain(&evaluations).cloned().collect();
-        let mut batches: Vec<Arc<Program>> = Vec::new();
-        let mut again_flops = 0.0;
-        let times = recipe.train.accumulate as f64;
-        for (options, (_, share)) in options.iter().zip(&lengths).rev() {
-            let scratch = planned.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
-            let allocation = |program: &Program| {
-                let programs: Vec<&Program> = std::iter::once(program).chain(planned.iter().map(|p| &**p)).collect();
-                Allocation::of(&programs, scratch.max(backend.scratch_bytes(program)))
+        let lengths = data.lengths();
+        let options = |length: Option<usize>| -> Result<Options, PlanError> {
+            let bindings = bind_to_data(recipe.model, &self.training[0], *data, batch, length)?;
+            Ok(Options { bindings, bf16 })
+        };
+        let longest = options(lengths.last().map(|l| l.length))?;
+        check_limits(recipe.model, &longest.bindings)?;
+        let shorter = lengths.split_last().map_or(&[][..], |(_, shorter)| shorter);
+        let shorter = shorter.iter().map(|l| options(Some(l.length))).collect::<Result<Vec<_>, _>>()?;
+
+        // A batch's program has a backward pass, and so something to recompute; of the others there is one version.
+        let plain = |graph: &Graph, options: &Options| compile(graph, options).map(Arc::new).map_err(broken);
+        let updates = self.training[1..].iter().map(|g| plain(g, &longest)).collect::<Result<Vec<_>, _>>()?;
+        let evaluate = plain(&self.evaluation, &longest)?;
+        let evaluations = shorter.iter().map(|o| plain(&self.evaluation, o)).collect::<Result<Vec<_>, _>>()?;
+        let mut fixed: Vec<Arc<Program>> = updates.iter().chain([&evaluate]).chain(&evaluations).cloned().collect();
+
+        let mut batches: Vec<Fitted> = Vec::new();
+        let mut over: Option<TooLarge> = None;
+        for options in [&longest].into_iter().chain(&shorter) {
+            let scratch = fixed.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+            let size = |program: &Program| {
+                let programs: Vec<&Program> = [program].into_iter().chain(fixed.iter().map(|p| &**p)).collect();
+                Allocation::of(&programs, scratch.max(backend.scratch_bytes(program))).total()
             };
-            let prepared = prepare(&self.training[0], options).map_err(broken)?;
-            let fitted = match fit(&prepared, self.budget, &|p| allocation(p).total()) {
-                Ok(fitted) => fitted,
-                Err(over) => return Ok(Err(over)),
-            };
-            again_flops += fitted.again_flops * share * times;
-            batches.insert(0, Arc::new(fitted.program));
-            planned.push(batches[0].clone());
+            match fit(&prepare(&self.training[0], options).map_err(broken)?, self.budget, &size) {
+                Ok(fitted) => {
+                    fixed.push(Arc::new(fitted.program.clone()));
+                    batches.push(fitted);
+                }
+                Err(new) => {
+                    let worse = |o: TooLarge| TooLarge {
+                        plain: o.plain.max(new.plain),
+                        smallest: o.smallest.max(new.smallest),
+                    };
+                    over = Some(over.map_or(new, worse));
+                }
+            }
         }
-        let programs: Vec<&Program> = planned.iter().map(|p| &**p).collect();
-        let scratch = programs.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
-        let allocation = Allocation::of(&programs, scratch);
-        // What a step costs on average: batches of each length as often as the data has samples of it, then the update.
-        let runs = batches.iter().zip(&lengths).map(|(p, (_, share))| (p, share * times));
-        let runs: Vec<(&Arc<Program>, f64)> = runs.chain(updates.iter().map(|p| (p, 1.0))).collect();
+        if let Some(over) = over {
+            return Ok(Err(over));
+        }
+        let scratch = fixed.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+        let allocation = Allocation::of(&fixed.iter().map(|p| &**p).collect::<Vec<_>>(), scratch);
+
+        // What a step costs on average: batches of every length as often as the data has samples of it, then the update.
+        let mut shares: Vec<f64> = lengths.iter().map(|l| l.share).collect();
+        let longest_share = shares.pop().unwrap_or(1.0);
+        shares.insert(0, longest_share);
+        let times = recipe.train.accumulate as f64;
+        let again_flops = batches.iter().zip(&shares).map(|(f, share)| f.again_flops * share * times).sum();
+        let mut batches = batches.into_iter().map(|f| Arc::new(f.program));
+        let training: Vec<Arc<Program>> = batches.next().into_iter().chain(updates).collect();
+        let batch_of = |((length, batch), evaluate): ((&PaddedLength, Arc<Program>), Arc<Program>)| Shorter {
+            length: length.length,
+            batch,
+            evaluate,
+        };
+        let shorter: Vec<Shorter> = lengths.iter().zip(batches).zip(evaluations).map(batch_of).collect();
+        let of_batches = [&training[0]].into_iter().chain(shorter.iter().map(|s| &s.batch)).zip(&shares);
+        let runs: Vec<(&Arc<Program>, f64)> =
+            of_batches.map(|(p, share)| (p, share * times)).chain(training[1..].iter().map(|p| (p, 1.0))).collect();
         let flops = runs.iter().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
         let step_seconds = runs.iter().map(|(p, times)| backend.estimate_seconds(p) * times).sum();
-        let parameters = recipe.model.graph.inputs().filter(|(_, _, role, _)| *role == Role::Parameter);
-        let evaluate = evaluations.pop().expect("one length at least");
-        let batch = batches.pop().expect("one length at least");
-        let shorter = lengths.iter().zip(batches.into_iter().zip(evaluations));
         Ok(Ok(RunPlan {
-            training: std::iter::once(batch).chain(updates).collect(),
+            training,
             evaluate,
-            shorter: shorter
-                .filter_map(|((length, _), (batch, evaluate))| Some(Shorter { length: (*length)?, batch, evaluate }))
-                .collect(),
+            shorter,
             objective: recipe.objective,
             allocation,
-            parameters: parameters.map(|(.., ty)| ty.elements() as u64).sum(),
+            parameters: recipe.model.parameter_count() as u64,
+            trained: recipe.model.trainable_count() as u64,
             flops,
             again_flops,
-            bindings: options.pop().expect("one length at least").bindings,
+            bindings: longest.bindings,
             step_seconds,
         }))
     }

@@ -21,6 +21,8 @@ use crate::update::{Moment, Weight, average, count_step, norm_and_scale, update}
 pub const DENOMINATOR: &str = "denominator";
 /// The scalar input in which accumulated batches sum their losses.
 pub const LOSS_SUM: &str = "gradient_of_steps.loss";
+/// The output of a model that is added to the loss in training, such as how unevenly experts are chosen.
+pub const AUXILIARY: &str = "aux_loss";
 
 /// What the training graphs are made from.
 pub struct Recipe<'a> {
@@ -87,7 +89,10 @@ impl Recipe<'_> {
         let weights = self.weighted.then(|| b.input(LABEL_WEIGHTS, Role::Data, Type::new(DType::F32, labels.shape())));
         let sums = sums(self.objective, predictions, labels, weights, self.train.label_smoothing);
         let denominator = b.input(DENOMINATOR, Role::Data, scalar_type());
-        let loss = sums.loss / denominator;
+        let loss = match self.auxiliary(&b) {
+            Some(auxiliary) => sums.loss / denominator + auxiliary,
+            None => sums.loss / denominator,
+        };
         b.set_phase(Phase::Backward);
         let weights: Vec<Tensor<'_>> = names.iter().map(|name| self.weight(&b, name)).collect();
         let gradients = gradients(loss, &weights);
@@ -128,6 +133,17 @@ impl Recipe<'_> {
             b.update(*sum, sum.zeros_like());
         }
         Ok(Training::Accumulated { accumulate, update: trained(b)? })
+    }
+
+    /// The part of one batch in what the model itself adds to the loss.
+    fn auxiliary<'g>(&self, b: &'g Builder) -> Option<Tensor<'g>> {
+        let value = b.graph().output(AUXILIARY)?;
+        let loss = b.tensor(value);
+        if loss.rank() > 0 {
+            let message = format!("the output `{AUXILIARY}` is {}, not one number", loss.shape());
+            return Some(b.fail(message, &[loss], Some("sum it over its axes".into())));
+        }
+        Some(loss.cast(DType::F32) * (1.0 / self.train.accumulate as f64))
     }
 
     /// The graph of an evaluation batch: `loss_sum`, `count` and, where there is right and wrong, `correct`; of classes also

@@ -217,7 +217,7 @@ fn train(
     reset_peak();
     let before = resident_bytes(NOW);
     let (step_seconds, steps) = (plan.step_seconds, setup.steps as f64);
-    let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, job.backend)?;
+    let mut trainer = Trainer::new(plan, &setup.trained, settings, &*setup.data, job.backend)?;
     if let Some(start) = &setup.start {
         trainer.start_from(&start.weights()?);
     }
@@ -282,14 +282,23 @@ fn restore<'a>(setup: &'a Setup, job: &Job<'_>) -> Result<(Trainer<'a>, u64), Ru
         let message = format!("{} has no sound checkpoint{}", job.folder.display(), what.concat());
         return Err(TrainError::Mismatch(message).into());
     };
-    let mut trainer = Trainer::new(setup.plan(job.backend)?, &setup.model, settings, &*setup.data, job.backend)?;
+    let mut trainer = Trainer::new(setup.plan(job.backend)?, &setup.trained, settings, &*setup.data, job.backend)?;
     let _: serde_json::Value = trainer.load(&checkpoint)?;
     let step = trainer.steps_done();
     Ok((trainer, step))
 }
 
+/// The values of the model's variables, additions of low rank merged.
 fn weights(setup: &Setup, trainer: &Trainer<'_>) -> Vec<Vec<f32>> {
-    setup.model.variables().map(|v| floats(trainer.weight(&v.name).unwrap_or_default())).collect()
+    let floats = |name: &str| floats(trainer.weight(name).unwrap_or_default());
+    let merged = setup.model.variables().map(|variable| {
+        let mut values = floats(&variable.name);
+        if let Some(adapter) = setup.adapters.iter().find(|a| a.weight == variable.name) {
+            adapter.merge(&mut values, &floats(&adapter.left), &floats(&adapter.right));
+        }
+        values
+    });
+    merged.collect()
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

@@ -8,9 +8,10 @@ use tenon_data::{
     DataConfig, DataError, Dataset, Demands, ElementType, Facts, LABEL_WEIGHTS, Progress, Split, TokenizerConfig,
 };
 use tenon_graph::backend::Backend;
+use tenon_nn::lora::{Adapter, freeze, lora};
 use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError, Parameter, load_safetensors};
 
-use crate::experiment::{Experiment, Hyperparameter, Objective, Train};
+use crate::experiment::{Experiment, Hyperparameter, Lora, Objective, Train, matches_any};
 use crate::objective::{LABELS, usual};
 use crate::plan::{PlanError, RunPlan, plan};
 use crate::programs::Recipe;
@@ -61,10 +62,14 @@ pub struct Setup {
     pub origin: PathBuf,
     /// The data.
     pub data: Box<dyn Dataset>,
-    /// The model.
+    /// The model, as it is exported.
     pub model: Model,
     /// What training starts from; absent: initial weights.
     pub start: Option<Start>,
+    /// The model as it is trained: with additions of low rank and frozen parameters where the experiment asks for them.
+    pub trained: Model,
+    /// The additions.
+    pub adapters: Vec<Adapter>,
     /// What is learnt.
     pub objective: Objective,
     /// Optimizer steps in all.
@@ -225,9 +230,18 @@ impl Setup {
                 }
             }
         }
-        let model = architecture.build(&set)?;
+        let fields: Vec<&str> = data.fields().iter().map(|f| &*f.name).collect();
+        let model = architecture.build(&set)?.taking(&fields)?;
         if let Some(start) = &mut start {
             start.compare(&model)?;
+        }
+        let (mut trained, mut adapters) = (model.clone(), Vec::new());
+        if let Some(Lora { rank, alpha, targets, also_train }) = &experiment.train.lora {
+            let (targets, also) = (|name: &str| matches_any(targets, name), |name: &str| matches_any(also_train, name));
+            (trained, adapters) = lora(&model, *rank as usize, *alpha, &targets, &also)?;
+        }
+        if !experiment.train.freeze.is_empty() {
+            freeze(&mut trained, &|name| matches_any(&experiment.train.freeze, name))?;
         }
         let objective = match experiment.train.objective {
             Some(objective) => objective,
@@ -247,13 +261,13 @@ impl Setup {
                 return Err(SetupError::Mismatch(message));
             }
         };
-        Ok(Setup { experiment, origin: origin.to_owned(), data, model, start, objective, steps })
+        Ok(Setup { experiment, origin: origin.to_owned(), data, model, trained, adapters, start, objective, steps })
     }
 
     /// What the training programs are made from.
     pub fn recipe(&self) -> Recipe<'_> {
         Recipe {
-            model: &self.model,
+            model: &self.trained,
             train: &self.experiment.train,
             objective: self.objective,
             weighted: self.data.fields().iter().any(|f| f.name == LABEL_WEIGHTS),

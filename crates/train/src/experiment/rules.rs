@@ -79,6 +79,10 @@ fn training_rules(experiment: &Experiment, tree: &Node) -> Vec<Problem> {
             format!("`train.schedule`: the shares of warmup, {warmup}, and decay, {decay}, are together more than 1");
         report(&["train", "schedule", "decay"], message);
     }
+    if train.lora.is_some() && !train.freeze.is_empty() {
+        let message = "`train.freeze` is given beside `train.lora`, which freezes everything but its additions: name what else is trained in `train.lora.also_train`";
+        report(&["train", "freeze"], message.to_owned());
+    }
     if let Optimizer::Sgd(sgd) = &train.optimizer
         && sgd.nesterov
         && sgd.momentum == 0.0
