@@ -1,5 +1,6 @@
 //! From an experiment to what a run needs: data, model, objective, number of steps.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -82,8 +83,8 @@ const LEAST_KEPT: usize = 10;
 pub struct Start {
     folder: PathBuf,
     model: Model,
-    /// The weights that are there.
-    kept: Vec<String>,
+    /// The weights that are there: their names in the model that starts, and here.
+    kept: Vec<(String, String)>,
     /// The weights that are not there or of another shape, and so start anew.
     pub fresh: Vec<String>,
 }
@@ -96,15 +97,21 @@ impl Start {
 
     /// Notes what of `model` is there and what is not; an error if that is nearly all.
     fn compare(&mut self, model: &Model) -> Result<(), SetupError> {
-        let fits = |v: &Parameter| self.model.variables().any(|own| own.name == v.name && own.shape == v.shape);
-        let (mut there, mut all) = (0, 0);
-        for variable in model.variables() {
-            all += variable.elements();
-            there += if fits(variable) { variable.elements() } else { 0 };
-        }
-        let (kept, fresh): (Vec<&Parameter>, Vec<&Parameter>) = model.variables().partition(|v| fits(v));
-        let names = |variables: Vec<&Parameter>| variables.into_iter().map(|v| v.name.clone()).collect();
-        (self.kept, self.fresh) = (names(kept), names(fresh));
+        // With a head the rest of a model may be in a scope, which the rest alone is not: one such scope is passed over.
+        let bare = |name: &str, scope: &str| name.strip_prefix(scope).unwrap_or(name).to_owned();
+        let pairs = |scope: &str| -> Vec<(&Parameter, Option<&Parameter>)> {
+            let own: BTreeMap<String, &Parameter> = self.model.variables().map(|v| (bare(&v.name, scope), v)).collect();
+            let found = |v: &Parameter| own.get(&bare(&v.name, scope)).copied().filter(|own| own.shape == v.shape);
+            model.variables().map(|v| (v, found(v))).collect()
+        };
+        let there =
+            |scope: &str| -> usize { pairs(scope).iter().filter_map(|(v, found)| found.map(|_| v.elements())).sum() };
+        let names = model.variables().chain(self.model.variables());
+        let scopes: BTreeSet<String> =
+            names.filter_map(|v| v.name.split_once('.')).map(|(scope, _)| format!("{scope}.")).collect();
+        let best = scopes.iter().map(String::as_str).max_by_key(|scope| there(scope));
+        let scope = best.filter(|scope| there(scope) > there("")).unwrap_or("");
+        let (there, all) = (there(scope), model.variables().map(Parameter::elements).sum::<usize>());
         if there < all / LEAST_KEPT {
             let message = format!(
                 "{} has only {there} of the {all} weights of the model {model} that is to start from it",
@@ -114,17 +121,28 @@ impl Start {
                 "{message}\n  try: remove the hyperparameters that change its sizes"
             )));
         }
+        let (mut kept, mut fresh) = (Vec::new(), Vec::new());
+        for (variable, found) in pairs(scope) {
+            match found {
+                Some(own) => kept.push((variable.name.clone(), own.name.clone())),
+                None => fresh.push(variable.name.clone()),
+            }
+        }
+        (self.kept, self.fresh) = (kept, fresh);
         Ok(())
     }
 
-    /// The values of the weights that are there, by name.
+    /// The values of the weights that are there, by their names in the model that starts.
     ///
     /// # Errors
     /// Files that cannot be read.
     pub fn weights(&self) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
         let values = load_safetensors(&self.folder, &self.model)?;
-        let all = self.model.variables().map(|v| v.name.clone()).zip(values);
-        Ok(all.filter(|(name, _)| self.kept.contains(name)).collect())
+        let mut by_name: BTreeMap<&str, Vec<f32>> =
+            self.model.variables().map(|v| v.name.as_str()).zip(values).collect();
+        let taken =
+            self.kept.iter().map(|(name, own)| (name.clone(), by_name.remove(own.as_str()).unwrap_or_default()));
+        Ok(taken.collect())
     }
 }
 
