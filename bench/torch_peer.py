@@ -14,9 +14,9 @@ import time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import torchvision
 
 CASES = json.loads((pathlib.Path(__file__).parent / "cases.json").read_text())
-SAMPLES = 512
 
 
 class Block(nn.Module):
@@ -115,18 +115,37 @@ def mlp(channels, height, width, hidden, classes):
     return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 
 
+def resnet50(size, classes):
+    return torchvision.models.resnet50(num_classes=classes)
+
+
+def efficientnet_b0(size, classes):
+    model = torchvision.models.efficientnet_b0(dropout=0.0, stochastic_depth_prob=0.0, num_classes=classes)
+    for block in model.modules():
+        # Nothing is dropped, so nothing should be computed for it.
+        if isinstance(block, torchvision.ops.StochasticDepth):
+            block.p, block.forward = 0.0, lambda x: x
+    return model
+
+
+VISION = {"bench/resnet50.star": resnet50, "bench/efficientnet_b0.star": efficientnet_b0}
+
+
 def samples(case):
     """Random inputs, and labels, made before anything is timed."""
-    model = case["model"]
-    if case["architecture"] == "mlp":
-        shape = (SAMPLES, model["channels"], model["height"], model["width"])
-        return [torch.rand(shape)], torch.randint(0, model["classes"], (SAMPLES,))
+    model, samples = case["model"], case["samples"]
+    if case["architecture"] in ("mlp", *VISION):
+        shape = [model["channels"], model["height"], model["width"]] if "channels" in model else [3] + 2 * [model["size"]]
+        pixels = torch.rand(samples, *shape)
+        if case["architecture"] in VISION:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return [pixels], torch.randint(0, model["classes"], (samples,))
     if case["architecture"] == "gpt2":
-        tokens = torch.randint(0, model["vocab"], (SAMPLES, case["length"] + 1))
+        tokens = torch.randint(0, model["vocab"], (samples, case["length"] + 1))
         return [tokens[:, :-1].contiguous()], tokens[:, 1:].contiguous()
-    shape = (SAMPLES, case["length"])
+    shape = (samples, case["length"])
     inputs = [torch.randint(0, model[below], shape) for below in ("vocab", "types")]
-    return inputs, torch.randint(0, model["classes"], (SAMPLES,))
+    return inputs, torch.randint(0, model["classes"], (samples,))
 
 
 def since_process_start():
@@ -164,7 +183,7 @@ def train(case, model, steps, args):
     seconds, losses = [], []
     for step in range(steps):
         began = time.perf_counter()
-        at = step * batch % (SAMPLES - batch + 1)
+        at = step * batch % (case["samples"] - batch + 1)
         loss = loss_of([x[at : at + batch] for x in inputs], labels[at : at + batch])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -246,7 +265,9 @@ def main():
         result = {"case": args.case, "precision": args.precision, "who": "PyTorch", "version": torch.__version__}
         print(json.dumps(result | {"products": gemm(case, args.precision)}))
         return
-    model = {"gpt2": Gpt2, "mlp": mlp}.get(case["architecture"], Bert)(**case["model"]).train()
+    model = ({"gpt2": Gpt2, "mlp": mlp} | VISION).get(case["architecture"], Bert)(**case["model"]).train()
+    if case["architecture"] in VISION:
+        model = model.to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for p in model.parameters())
     warmup = case["warmup"]
     run = train if case["task"] == "train" else generate

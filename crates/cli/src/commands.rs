@@ -144,7 +144,7 @@ pub fn profile(args: &args::Profile) -> Outcome {
         let svg = picture::memory(&format!("{}, {}", setup.name(), setup.model), &programs, &plan.allocation);
         std::fs::write(path, svg).map_err(|e| Failure(format!("{}: cannot be written: {e}", path.display())))?;
     }
-    let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, &backend)?;
+    let mut trainer = Trainer::new(plan, &setup.trained, settings, &*setup.data, &backend)?;
     let times = trainer.profile(PROFILED)?;
     // With accumulation the first of two programs runs several times for one update.
     let runs = [settings.accumulate as usize, 1];
@@ -198,7 +198,7 @@ fn reopen(folder: &Path) -> Result<(Setup, PathBuf, PathBuf), Failure> {
     // The user's own architecture may have changed since; the run has the text that it began with.
     let copy = folder.join("model.star");
     if copy.exists() {
-        experiment.model.architecture = std::path::absolute(copy)?.to_string_lossy().into_owned();
+        experiment.model.architecture = Some(std::path::absolute(copy)?.to_string_lossy().into_owned());
     }
     let origin = read_origin(&folder)?;
     Ok((set_up(experiment, &origin.experiment, &origin.cache)?, folder, origin.cache))

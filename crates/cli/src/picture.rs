@@ -216,7 +216,7 @@ mod tests {
         }
         g.set_phase(Phase::Backward);
         g.output("y", sums.matmul(w, false, false));
-        let program = Arc::new(compile(&g.finish().unwrap(), &Options::default()).unwrap().unwrap().program);
+        let program = Arc::new(compile(&g.finish().unwrap(), &Options::default()).unwrap());
         let allocation = Allocation::of(std::slice::from_ref(&program), 640);
         let bytes = timeline(&[program.clone(), program.clone()], &allocation);
         let arena = |b: &Bytes| b[ACTIVATIONS] + b[GRADIENTS];

@@ -193,7 +193,7 @@ mod tests {
             x = x.matmul(w, false, true).exp();
         }
         g.output("y", x);
-        let program = compile(&g.finish().unwrap(), &Options::default()).unwrap().unwrap().program;
+        let program = compile(&g.finish().unwrap(), &Options::default()).unwrap();
         let times: Vec<f64> = program.steps.iter().map(|_| 0.25e-3).collect();
         let speed = Speed::from_rates(|_| Some(1e10)).unwrap();
         let lines = table(&[Arc::new(program)], &[2], &[times], &speed);

@@ -76,7 +76,7 @@ impl Fixture {
         let model = open(&folder()).unwrap_or_else(|e| panic!("{e}"));
         let weights = load_safetensors(&folder(), &model).unwrap_or_else(|e| panic!("{e}"));
         let tensors = tensors::read(&folder().join("data.safetensors")).unwrap();
-        let field = |name: &str| Field { name: name.into(), element: ElementType::I32, shape: vec![LENGTH] };
+        let field = |name: &str| Field::new(name, ElementType::I32, &[LENGTH]);
         let columns = ["input_ids", LABELS].map(|name| match tensors.iter().find(|t| t.name == name) {
             Some(NamedTensor { values: Values::Int(values), .. }) => values.clone(),
             _ => panic!("`{name}` is no tensor of whole numbers"),
@@ -99,7 +99,7 @@ impl Fixture {
 
     /// The model's programs with these settings, and a session that holds the fixture's weights.
     fn session(&self, train: &Train) -> (RunPlan, Box<dyn Session>) {
-        let recipe = Recipe { model: &self.model, train, objective: Objective::NextToken, steps: 10 };
+        let recipe = Recipe { model: &self.model, train, objective: Objective::NextToken, weighted: false, steps: 10 };
         let plan = plan(&recipe, &self.data, &self.backend, None).unwrap_or_else(|e| panic!("{e}"));
         let mut session = self.backend.session(plan.programs()).unwrap();
         set_variables(&mut *session, &self.model, &self.weights);

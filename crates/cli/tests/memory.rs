@@ -13,6 +13,22 @@ use tenon::train::setup::{Setup, SetupError};
 /// In the environment: the experiment that this process measures.
 const MEASURED: &str = "TENON_TEST_MEASURED";
 
+/// The published configuration of 124M parameters.
+const PUBLISHED: &str = r#"
+[data]
+text = "text.txt"
+tokenizer = { kind = "char" }
+validation = { last = 0.2 }
+[model]
+architecture = "gpt2"
+preset = "gpt2"
+vocab = 50257
+[train]
+steps = 1
+batch = 1
+precision = "bf16"
+"#;
+
 /// A line of this process's status in bytes.
 fn status(key: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -68,22 +84,7 @@ fn plan_is_allocation_and_the_peak_of_the_process_grows_by_no_more() {
     // With all threads, as this process counts.
     let own = std::fs::read_to_string(lab.own(OWN)).unwrap().replace("threads = 1\n", "");
     let own = lab.write("own.toml", own);
-    // The published configuration of 124M parameters.
-    let published = r#"
-[data]
-text = "text.txt"
-tokenizer = { kind = "char" }
-validation = { last = 0.2 }
-[model]
-architecture = "gpt2"
-preset = "gpt2"
-vocab = 50257
-[train]
-steps = 1
-batch = 1
-precision = "bf16"
-"#;
-    let published = lab.write("gpt2.toml", published);
+    let published = lab.write("gpt2.toml", PUBLISHED);
     for experiment in [recipe("digits.toml"), recipe("moby-dick.toml"), own, published.clone()] {
         let setup = lab.setup(&experiment, &[]);
         let backend = backend();
@@ -157,6 +158,78 @@ fn every_budget_is_obeyed_with_the_same_bits() {
     }
 }
 
+/// An experiment with other settings, and what its plan takes in a budget, or why it is refused.
+struct Budgeted<'a> {
+    lab: &'a Lab,
+    experiment: &'a Path,
+    set: &'a [&'a str],
+}
+
+impl Budgeted<'_> {
+    fn total(&self, memory: &str) -> Result<usize, OverBudget> {
+        let memory = format!("train.memory=\"{memory}\"");
+        let set: Vec<&str> = self.set.iter().copied().chain([&*memory]).collect();
+        match self.lab.setup(self.experiment, &set).plan(&backend()) {
+            Ok(plan) => Ok(plan.allocation.total()),
+            Err(SetupError::Plan(PlanError::Memory(over))) => Err(*over),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// What is wrong with the budgets of this experiment.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut check = |holds: bool, what: String| {
+            if !holds {
+                faults.push(format!("{} {:?}: {what}", self.experiment.display(), self.set));
+            }
+        };
+        let over = self.total("1B").expect_err("nothing fits in a byte");
+        let (smallest, plain) = (over.smallest, over.plain);
+        check(self.total(&format!("{smallest}B")).as_ref() == Ok(&smallest), format!("{smallest} bytes, as named"));
+        let less = self.total(&format!("{}B", smallest - 1));
+        check(less.as_ref().is_err_and(|less| less.smallest == smallest), format!("a byte less: {less:?}"));
+        let message = PlanError::Memory(Box::new(over)).to_string();
+        let printed = message.split("try: memory = \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+        let total = self.total(printed);
+        check(total.is_ok(), format!("{printed}, as printed: {total:?}"));
+        let (number, unit) = printed.split_at(printed.find(|c: char| !c.is_ascii_digit()).unwrap());
+        let less = format!("{}{unit}", number.parse::<usize>().unwrap() - 1).parse::<ByteSize>().unwrap();
+        check(less.0 < smallest as u64, format!("{printed} is named, and {less} is enough"));
+        let mut before = smallest;
+        for third in 1..=3 {
+            let budget = smallest + (plain - smallest) * third / 3;
+            let total = self.total(&format!("{budget}B"));
+            check(total.as_ref().is_ok_and(|t| (before..=budget).contains(t)), format!("{total:?} in {budget}"));
+            before = total.unwrap_or(before);
+        }
+        check(before == plain, format!("{before} where {plain} are allowed"));
+        faults
+    }
+}
+
+#[test]
+fn the_named_budget_works_and_one_unit_less_does_not() {
+    let lab = Lab::new("smallest");
+    lab.write("text.txt", sentences(30_000));
+    lab.write("gpt.toml", GPT);
+    let (own, published) = (lab.own(OWN), lab.write("gpt2.toml", PUBLISHED));
+    let (moby_dick, digits) = (recipe("moby-dick.toml"), recipe("digits.toml"));
+    let [f32, bf16] = ["f32", "bf16"].map(|precision| format!("train.precision=\"{precision}\""));
+    let large = |precision| ["train.batch=2", "model.context=512", precision];
+    let (large_f32, large_bf16) = (large(&*f32), large(&*bf16));
+    let cases: [(&Path, &[&str]); 5] =
+        [(&published, &large_f32), (&published, &large_bf16), (&moby_dick, &[]), (&digits, &[]), (&own, &[])];
+    let faults: Vec<String> = std::thread::scope(|scope| {
+        let threads = cases.map(|(experiment, set)| {
+            let lab = &lab;
+            scope.spawn(move || Budgeted { lab, experiment, set }.faults())
+        });
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
 #[test]
 fn below_the_smallest_budget_the_refusal_says_what_works() {
     let lab = Lab::new("refusal");
@@ -165,10 +238,16 @@ fn below_the_smallest_budget_the_refusal_says_what_works() {
     let over = refusal(&with_memory(&lab, smallest - 1, "f32"));
     assert_eq!(over.smallest, smallest);
     assert!(with_memory(&lab, smallest, "f32").plan(&backend()).is_ok());
-    let batch = over.fitting_batch.expect("a smaller batch fits");
-    let mut smaller = with_memory(&lab, smallest - 1, "f32");
+    let (batch, bytes) = over.smaller_batch.expect("a smaller batch");
+    assert!(bytes < smallest);
+    let mut smaller = with_memory(&lab, bytes, "f32");
     smaller.experiment.train.batch = batch as u64;
-    assert!(smaller.plan(&backend()).is_ok(), "the batch of {batch} that was suggested");
+    assert!(smaller.plan(&backend()).is_ok(), "the batch of {batch} that was suggested, in {bytes} bytes");
+    let hopeless = refusal(&with_memory(&lab, 1, "f32"));
+    let (batch, bytes) = hopeless.smaller_batch.expect("one sample");
+    smaller.experiment.train.batch = batch as u64;
+    smaller.experiment.train.memory = Some(ByteSize(bytes as u64 - 1));
+    assert_eq!((batch, refusal(&smaller).smallest), (1, bytes));
     let bf16 = over.in_bf16.expect("bf16 takes less");
     assert!(with_memory(&lab, bf16, "bf16").plan(&backend()).is_ok(), "the {bf16} bytes in bf16 that were suggested");
 

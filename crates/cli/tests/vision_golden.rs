@@ -103,7 +103,7 @@ struct Batches {
 
 impl Batches {
     fn new(height: usize, width: usize) -> Batches {
-        let field = |name: &str, element, shape| Field { name: name.into(), element, shape };
+        let field = |name: &str, element, shape: Vec<usize>| Field::new(name, element, &shape);
         let pixel_values = field("pixel_values", ElementType::F32, vec![3, height, width]);
         let fields = vec![pixel_values, field(LABELS, ElementType::I32, vec![])];
         Batches { fields, facts: Facts { classes: Some(CLASSES), ..Facts::default() } }
@@ -169,7 +169,7 @@ fn settings(accumulate: u64) -> Train {
 }
 
 fn session(model: &Model, train: &Train, data: &Batches, backend: &CpuBackend) -> Box<dyn Session> {
-    let recipe = Recipe { model, train, objective: Objective::Classification, steps: 10 };
+    let recipe = Recipe { model, train, objective: Objective::Classification, weighted: false, steps: 10 };
     let plan = plan(&recipe, data, backend, None).unwrap_or_else(|e| panic!("{e}"));
     let mut session = backend.session(plan.programs()).unwrap();
     set_variables(&mut *session, model, &values(model));

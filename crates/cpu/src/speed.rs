@@ -379,7 +379,7 @@ fn program(rate: Rate) -> Program {
         }
     }
     let graph = g.finish().expect("these graphs are right");
-    compile(&graph, &Options::default()).expect("sizes are numbers").expect("there is no budget").program
+    compile(&graph, &Options::default()).expect("sizes are numbers")
 }
 
 /// What models do most: a norm and a gelu with their gradients, and a step of AdamW.

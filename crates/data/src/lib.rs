@@ -17,11 +17,18 @@ mod open;
 mod order;
 mod text;
 
-pub use config::{DataConfig, IdxPair, ImageSource, OnCorrupt, Paths, TableSource, TokenizerConfig, Validation};
-pub use dataset::{Dataset, ElementType, Facts, Field, IGNORED_LABEL, Split, SplitFacts, Standardization, fill_batch};
+pub use config::{
+    ClassWeights, DataConfig, IdxPair, ImageSource, OnCorrupt, Paths, TableSource, TextSource, TokenizerConfig,
+    Validation,
+};
+pub use dataset::{
+    Dataset, ElementType, Facts, Field, IGNORED_LABEL, PaddedLength, Split, SplitFacts, Standardization, batch_length,
+    fill_batch,
+};
 pub use error::{DataError, Place};
 pub use images::augment::{Augment, Jitter, RandAugment, ResizedCrop};
 pub use images::resize::Filter;
-pub use open::{Progress, open};
+pub use labelled::LABEL_WEIGHTS;
+pub use open::{Demands, Progress, open};
 pub use text::tokenizer::{END_OF_TEXT, UNKNOWN, load_tokenizer, save_tokenizer, tokenizer_to_json, vocabulary_size};
 pub use tokenizers::Tokenizer;

@@ -1,5 +1,6 @@
 //! What runs programs: the seam between the graph and a machine.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -64,7 +65,7 @@ pub struct Allocation {
 
 impl Allocation {
     /// What `programs` need together on a machine that needs `scratch` bytes beside.
-    pub fn of(programs: &[Arc<Program>], scratch: usize) -> Allocation {
+    pub fn of<P: Borrow<Program>>(programs: &[P], scratch: usize) -> Allocation {
         let buffers = input_buffers(programs);
         let inputs = Role::ALL.into_iter().map(|role| {
             let of_role = buffers.iter().filter(|b| b.role == role);
@@ -72,7 +73,7 @@ impl Allocation {
         });
         Allocation {
             inputs: inputs.collect(),
-            arena: programs.iter().map(|p| p.arena_bytes).max().unwrap_or(0),
+            arena: programs.iter().map(|p| p.borrow().arena_bytes).max().unwrap_or(0),
             scratch,
         }
     }
@@ -100,9 +101,9 @@ pub struct InputBuffer {
 }
 
 /// The input buffers of `programs`, by role and name.
-pub fn input_buffers(programs: &[Arc<Program>]) -> Vec<InputBuffer> {
+pub fn input_buffers<P: Borrow<Program>>(programs: &[P]) -> Vec<InputBuffer> {
     let mut by_name: BTreeMap<Arc<str>, (Role, usize)> = BTreeMap::new();
-    for (_, name, role, ty) in programs.iter().flat_map(|p| p.graph.inputs()) {
+    for (_, name, role, ty) in programs.iter().flat_map(|p| p.borrow().graph.inputs()) {
         let (_, bytes) = by_name.entry(name.clone()).or_insert((role, 0));
         *bytes = ty.bytes().max(*bytes);
     }

@@ -112,6 +112,11 @@ impl Default for Graph {
 }
 
 impl Graph {
+    /// An empty graph with room for so many nodes and values.
+    pub(crate) fn with_capacity(nodes: usize, values: usize) -> Graph {
+        Graph { nodes: Vec::with_capacity(nodes), values: Vec::with_capacity(values), ..Graph::default() }
+    }
+
     /// Adds a node whose result types have been inferred.
     pub(crate) fn push(
         &mut self,

@@ -34,7 +34,7 @@ fn result_types_with_named_sizes() {
             "batch_norm",
             none(),
             vec![rows(BF16, 3), vector(3), vector(3), vector(3), vector(3)],
-            &["bf16[b, t, 3]", "f32[3]", "f32[3]"],
+            &["bf16[b, t, 3]", "f32[3]", "f32[3]", "f32[3]", "f32[3]"],
         ),
         ("dropout", none(), vec![rows(BF16, 3), Type::new(U32, [2])], &["bf16[b, t, 3]"]),
         ("rope", none(), vec![heads(4), Type::new(I32, [t])], &["bf16[b, t, 4, 8]"]),

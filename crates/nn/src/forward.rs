@@ -93,10 +93,7 @@ pub fn forward<V: AsRef<[f32]>>(
     model.check(&bindings)?;
     let graph = for_evaluation(&model.graph).map_err(ModelError::from)?;
     let options = Options { bindings, ..Options::default() };
-    let program = match compile(&graph, &options).map_err(ModelError::from)? {
-        Ok(fitted) => Arc::new(fitted.program),
-        Err(_) => unreachable!("everything fits without a budget"),
-    };
+    let program = Arc::new(compile(&graph, &options).map_err(ModelError::from)?);
     let mut session = backend.session(vec![program.clone()]).map_err(ModelError::from)?;
     set_variables(&mut *session, model, values);
     for tensor in inputs {

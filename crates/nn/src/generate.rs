@@ -136,10 +136,7 @@ fn program(model: &Model, input: &Input, graph: &Graph, tokens: usize, capacity:
     };
     model.check(&bind(capacity))?;
     let options = Options { bindings: bind(tokens), ..Options::default() };
-    match compile(graph, &options).map_err(ModelError::from)? {
-        Ok(fitted) => Ok(fitted.program),
-        Err(_) => unreachable!("everything fits without a budget"),
-    }
+    compile(graph, &options).map_err(ModelError::from)
 }
 
 impl Generator {

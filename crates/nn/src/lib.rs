@@ -15,6 +15,7 @@ mod functions;
 pub mod generate;
 mod hyper;
 pub mod init;
+pub mod lora;
 pub mod model;
 mod operators;
 mod reference;

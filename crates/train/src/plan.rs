@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tenon_data::{Dataset, ElementType};
+use tenon_data::{Dataset, ElementType, PaddedLength};
 use tenon_graph::backend::{Allocation, Backend};
 use tenon_graph::cost;
 use tenon_graph::diagnostic::Diagnostic;
@@ -11,12 +11,12 @@ use tenon_graph::dim::Bindings;
 use tenon_graph::graph::Graph;
 use tenon_graph::lower::Program;
 use tenon_graph::op::Role;
-use tenon_graph::passes::pipeline::{Options, compile};
-use tenon_graph::passes::recompute::{Fitted, TooLarge};
+use tenon_graph::passes::pipeline::{Options, compile, prepare};
+use tenon_graph::passes::recompute::{Fitted, TooLarge, fit};
 use tenon_graph::types::DType;
 use tenon_nn::Model;
 
-use crate::experiment::{ByteSize, Precision};
+use crate::experiment::{ByteSize, Objective, Precision};
 use crate::objective::LABELS;
 use crate::programs::{DENOMINATOR, Recipe, Training};
 
@@ -38,13 +38,14 @@ pub struct OverBudget {
     pub budget: usize,
     /// What the run needs without recomputation.
     pub plain: usize,
-    /// The least that it needs with recomputation.
+    /// The least that it needs with recomputation: this budget can be kept, and one byte less cannot.
     pub smallest: usize,
     /// The batch of the plan.
     pub batch: usize,
-    /// The largest batch that fits with recomputation, if one does.
-    pub fitting_batch: Option<usize>,
-    /// What the run needs at least in bf16, if that is less.
+    /// The largest half, quarter, ... of the batch that fits with recomputation, or one sample if none does; and what the run
+    /// then needs.
+    pub smaller_batch: Option<(usize, usize)>,
+    /// What the run needs in bf16, if that fits or is less.
     pub in_bf16: Option<usize>,
 }
 
@@ -59,25 +60,24 @@ impl fmt::Display for PlanError {
             }
             PlanError::Data(message) => f.write_str(message),
             PlanError::Memory(over) => {
-                // Rounded up, so that what is suggested is enough.
-                let size = |bytes: usize| ByteSize((bytes as u64).next_multiple_of(1 << 20));
                 write!(
                     f,
                     "the run does not fit in memory = \"{}\": it needs {}, and {} with everything recomputed that can be",
                     ByteSize(over.budget as u64),
-                    size(over.plain),
-                    size(over.smallest)
+                    enough(over.plain),
+                    enough(over.smallest)
                 )?;
-                write!(f, "\n  try: memory = \"{}\" or more", size(over.smallest))?;
-                if let Some(batch) = over.fitting_batch {
+                write!(f, "\n  try: memory = \"{}\" or more", enough(over.smallest))?;
+                if let Some((batch, bytes)) = over.smaller_batch {
                     write!(
                         f,
-                        "\n  try: batch = {batch} instead of {} (accumulate keeps the step the same)",
-                        over.batch
+                        "\n  try: batch = {batch} instead of {}, which needs {} (accumulate keeps the step the same)",
+                        over.batch,
+                        enough(bytes)
                     )?;
                 }
                 if let Some(bytes) = over.in_bf16 {
-                    write!(f, "\n  try: precision = \"bf16\", which needs {}", size(bytes))?;
+                    write!(f, "\n  try: precision = \"bf16\", which needs {}", enough(bytes))?;
                 }
                 Ok(())
             }
@@ -87,16 +87,28 @@ impl fmt::Display for PlanError {
 
 impl std::error::Error for PlanError {}
 
+/// A short size that is enough for so many bytes: in the largest unit of which they take at least a hundred, rounded up.
+fn enough(bytes: usize) -> ByteSize {
+    let unit = [1 << 20, 1 << 10].into_iter().find(|unit| bytes / unit >= 100).unwrap_or(1);
+    ByteSize((bytes as u64).next_multiple_of(unit as u64))
+}
+
 /// A run before it runs.
 pub struct RunPlan {
     /// `step`, or `accumulate` and `update`.
     pub training: Vec<Arc<Program>>,
     /// The program of an evaluation batch.
     pub evaluate: Arc<Program>,
+    /// The programs of batches that are padded to less than the longest sample.
+    pub shorter: Vec<Shorter>,
+    /// What is learnt.
+    pub objective: Objective,
     /// All memory of the run.
     pub allocation: Allocation,
     /// Elements of the model's parameters.
     pub parameters: u64,
+    /// Of these, the ones that are trained.
+    pub trained: u64,
     /// Floating-point operations of one optimizer step.
     pub flops: f64,
     /// Of these, the ones that are done a second time to fit the budget.
@@ -107,15 +119,35 @@ pub struct RunPlan {
     pub step_seconds: f64,
 }
 
+/// The programs of batches of one length.
+pub struct Shorter {
+    /// The length, one of [`Dataset::lengths`].
+    pub length: usize,
+    /// As the first of [`RunPlan::training`].
+    pub batch: Arc<Program>,
+    /// As [`RunPlan::evaluate`].
+    pub evaluate: Arc<Program>,
+}
+
 impl RunPlan {
-    /// The programs in the order in which a session takes them: training, then evaluation.
+    /// The programs in the order in which a session takes them: training, evaluation, then those of shorter batches.
     pub fn programs(&self) -> Vec<Arc<Program>> {
-        self.training.iter().cloned().chain([self.evaluate.clone()]).collect()
+        let shorter = self.shorter.iter().flat_map(|s| [s.batch.clone(), s.evaluate.clone()]);
+        self.training.iter().cloned().chain([self.evaluate.clone()]).chain(shorter).collect()
     }
 
-    /// The number of the evaluation program.
-    pub fn evaluation(&self) -> usize {
-        self.training.len()
+    /// The number of the program that trains on a batch of this length.
+    pub fn batch_program(&self, length: Option<usize>) -> usize {
+        self.shorter_at(length).map_or(0, |at| self.training.len() + 1 + 2 * at)
+    }
+
+    /// The number of the evaluation program of this length.
+    pub fn evaluation(&self, length: Option<usize>) -> usize {
+        self.shorter_at(length).map_or(self.training.len(), |at| self.training.len() + 2 + 2 * at)
+    }
+
+    fn shorter_at(&self, length: Option<usize>) -> Option<usize> {
+        self.shorter.iter().position(|s| Some(s.length) == length)
     }
 }
 
@@ -129,119 +161,169 @@ pub fn plan(
     backend: &dyn Backend,
     budget: Option<usize>,
 ) -> Result<RunPlan, PlanError> {
-    let batch = recipe.train.batch as usize;
-    let bf16 = recipe.train.precision == Precision::Bf16;
-    match attempt(recipe, data, backend, budget, batch, bf16)? {
-        Ok(plan) => Ok(plan),
-        Err(TooLarge { plain, smallest }) => {
-            let fits = |batch| Ok(attempt(recipe, data, backend, budget, batch, bf16)?.is_ok());
-            let mut fitting_batch = None;
-            let mut half = batch / 2;
-            while half > 0 && fitting_batch.is_none() {
-                if fits(half)? {
-                    fitting_batch = Some(half);
-                }
-                half /= 2;
-            }
-            let in_bf16 = match bf16 {
-                true => None,
-                false => match attempt(recipe, data, backend, budget, batch, true)? {
-                    Ok(plan) => Some(plan.allocation.total()),
-                    Err(over) => (over.smallest < smallest).then_some(over.smallest),
-                },
-            };
-            let budget = budget.unwrap_or(usize::MAX);
-            Err(PlanError::Memory(Box::new(OverBudget { budget, plain, smallest, batch, fitting_batch, in_bf16 })))
-        }
-    }
-}
-
-/// One try; the inner error is in bytes of the whole run.
-fn attempt(
-    recipe: &Recipe<'_>,
-    data: &dyn Dataset,
-    backend: &dyn Backend,
-    budget: Option<usize>,
-    batch: usize,
-    bf16: bool,
-) -> Result<Result<RunPlan, TooLarge>, PlanError> {
-    let training = recipe.training().map_err(PlanError::Graph)?;
-    let evaluation = recipe.evaluation().map_err(PlanError::Graph)?;
-    let graphs = match training {
+    let training = match recipe.training().map_err(PlanError::Graph)? {
         Training::Step(step) => vec![step],
         Training::Accumulated { accumulate, update } => vec![accumulate, update],
     };
-    let bindings = bind_to_data(recipe.model, &graphs[0], data, batch)?;
-    check_limits(recipe.model, &bindings)?;
-    let one = |graph: &Graph, budget: Option<usize>| -> Result<Result<Fitted, TooLarge>, PlanError> {
-        let options = Options { bindings: bindings.clone(), bf16, budget };
-        compile(graph, &options).map_err(|e| PlanError::Graph(vec![e]))
-    };
-    let all: Vec<&Graph> = graphs.iter().chain([&evaluation]).collect();
-    let fit_all = |budget: Option<usize>| -> Result<Result<Vec<Fitted>, TooLarge>, PlanError> {
-        let mut fitted = Vec::with_capacity(all.len());
+    let evaluation = recipe.evaluation().map_err(PlanError::Graph)?;
+    let planner = Planner { recipe, data, backend, budget: budget.unwrap_or(usize::MAX), training, evaluation };
+    let batch = recipe.train.batch as usize;
+    let bf16 = recipe.train.precision == Precision::Bf16;
+    match planner.attempt(batch, bf16)? {
+        Ok(plan) => Ok(plan),
+        Err(TooLarge { plain, smallest }) => {
+            let (smaller_batch, in_bf16) = std::thread::scope(|scope| {
+                let in_bf16 = (!bf16).then(|| scope.spawn(|| Ok(needs(&planner.attempt(batch, true)?))));
+                let smaller_batch = planner.smaller_batch(batch, bf16);
+                (smaller_batch, in_bf16.map(|thread| thread.join().expect("planning does not panic")).transpose())
+            });
+            let (smaller_batch, in_bf16) = (smaller_batch?, in_bf16?);
+            Err(PlanError::Memory(Box::new(OverBudget {
+                budget: planner.budget,
+                plain,
+                smallest,
+                batch,
+                smaller_batch,
+                in_bf16: in_bf16.filter(|bytes| *bytes < smallest),
+            })))
+        }
+    }
+}
+
+/// The bytes of the run that was planned, or the least that it needs.
+fn needs(attempt: &Result<RunPlan, TooLarge>) -> usize {
+    match attempt {
+        Ok(plan) => plan.allocation.total(),
+        Err(over) => over.smallest,
+    }
+}
+
+struct Planner<'a> {
+    recipe: &'a Recipe<'a>,
+    data: &'a dyn Dataset,
+    backend: &'a dyn Backend,
+    budget: usize,
+    /// `step`, or `accumulate` and `update`.
+    training: Vec<Graph>,
+    evaluation: Graph,
+}
+
+impl Planner<'_> {
+    /// The largest half, quarter, ... of `batch` that fits, or one sample if none does; and what the run then needs.
+    fn smaller_batch(&self, batch: usize, bf16: bool) -> Result<Option<(usize, usize)>, PlanError> {
+        let halves = std::iter::successors(Some(batch / 2), |b| Some(b / 2)).take_while(|b| *b > 0);
+        let halves: Vec<usize> = halves.collect();
+        let Some(least) = halves.last() else { return Ok(None) };
+        let attempt = self.attempt(*least, bf16)?;
+        let mut best = (*least, needs(&attempt));
+        // A smaller batch needs less, so what fits is between those that do not and those that do.
+        let (mut from, mut to) = (0, halves.len() - 1);
+        while attempt.is_ok() && from < to {
+            let middle = (from + to) / 2;
+            match self.attempt(halves[middle], bf16)? {
+                Ok(plan) => (best, to) = ((halves[middle], plan.allocation.total()), middle),
+                Err(_) => from = middle + 1,
+            }
+        }
+        Ok(Some(best))
+    }
+
+    /// One try; the inner error is in bytes of the whole run.
+    fn attempt(&self, batch: usize, bf16: bool) -> Result<Result<RunPlan, TooLarge>, PlanError> {
+        let Planner { recipe, data, backend, .. } = self;
+        let broken = |e| PlanError::Graph(vec![e]);
+        let lengths = data.lengths();
+        let options = |length: Option<usize>| -> Result<Options, PlanError> {
+            let bindings = bind_to_data(recipe.model, &self.training[0], *data, batch, length)?;
+            Ok(Options { bindings, bf16 })
+        };
+        let longest = options(lengths.last().map(|l| l.length))?;
+        check_limits(recipe.model, &longest.bindings)?;
+        let shorter = lengths.split_last().map_or(&[][..], |(_, shorter)| shorter);
+        let shorter = shorter.iter().map(|l| options(Some(l.length))).collect::<Result<Vec<_>, _>>()?;
+
+        // A batch's program has a backward pass, and so something to recompute; of the others there is one version.
+        let plain = |graph: &Graph, options: &Options| compile(graph, options).map(Arc::new).map_err(broken);
+        let updates = self.training[1..].iter().map(|g| plain(g, &longest)).collect::<Result<Vec<_>, _>>()?;
+        let evaluate = plain(&self.evaluation, &longest)?;
+        let evaluations = shorter.iter().map(|o| plain(&self.evaluation, o)).collect::<Result<Vec<_>, _>>()?;
+        let mut fixed: Vec<Arc<Program>> = updates.iter().chain([&evaluate]).chain(&evaluations).cloned().collect();
+
+        let mut batches: Vec<Fitted> = Vec::new();
         let mut over: Option<TooLarge> = None;
-        for graph in &all {
-            match one(graph, budget)? {
-                Ok(program) => fitted.push(program),
+        for options in [&longest].into_iter().chain(&shorter) {
+            let scratch = fixed.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+            let size = |program: &Program| {
+                let programs: Vec<&Program> = [program].into_iter().chain(fixed.iter().map(|p| &**p)).collect();
+                Allocation::of(&programs, scratch.max(backend.scratch_bytes(program))).total()
+            };
+            match fit(&prepare(&self.training[0], options).map_err(broken)?, self.budget, &size) {
+                Ok(fitted) => {
+                    fixed.push(Arc::new(fitted.program.clone()));
+                    batches.push(fitted);
+                }
                 Err(new) => {
-                    let worst = over.map_or(new, |o| TooLarge {
+                    let worse = |o: TooLarge| TooLarge {
                         plain: o.plain.max(new.plain),
                         smallest: o.smallest.max(new.smallest),
-                    });
-                    over = Some(worst);
+                    };
+                    over = Some(over.map_or(new, worse));
                 }
             }
         }
-        Ok(over.map_or(Ok(fitted), Err))
-    };
-    let plain = match fit_all(None)? {
-        Ok(plain) => plain,
-        Err(_) => unreachable!("everything fits without a budget"),
-    };
-    let allocation = |fitted: &[Fitted]| {
-        let scratch = fitted.iter().map(|f| backend.scratch_bytes(&f.program)).max().unwrap_or(0);
-        let programs: Vec<Arc<Program>> = fitted.iter().map(|f| Arc::new(f.program.clone())).collect();
-        (Allocation::of(&programs, scratch), programs)
-    };
-    let (mut sizes, mut programs) = allocation(&plain);
-    let mut again_flops = 0.0;
-    if let Some(budget) = budget.filter(|b| sizes.total() > *b) {
-        let fixed = sizes.total() - sizes.arena;
-        let whole = |over: TooLarge| TooLarge { plain: over.plain + fixed, smallest: over.smallest + fixed };
-        let fitted = match fit_all(Some(budget.saturating_sub(fixed)))? {
-            Ok(fitted) => fitted,
-            Err(over) => return Ok(Err(whole(over))),
+        if let Some(over) = over {
+            return Ok(Err(over));
+        }
+        let scratch = fixed.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+        let allocation = Allocation::of(&fixed.iter().map(|p| &**p).collect::<Vec<_>>(), scratch);
+
+        // What a step costs on average: batches of every length as often as the data has samples of it, then the update.
+        let mut shares: Vec<f64> = lengths.iter().map(|l| l.share).collect();
+        let longest_share = shares.pop().unwrap_or(1.0);
+        shares.insert(0, longest_share);
+        let times = recipe.train.accumulate as f64;
+        let again_flops = batches.iter().zip(&shares).map(|(f, share)| f.again_flops * share * times).sum();
+        let mut batches = batches.into_iter().map(|f| Arc::new(f.program));
+        let training: Vec<Arc<Program>> = batches.next().into_iter().chain(updates).collect();
+        let batch_of = |((length, batch), evaluate): ((&PaddedLength, Arc<Program>), Arc<Program>)| Shorter {
+            length: length.length,
+            batch,
+            evaluate,
         };
-        again_flops = fitted[0].again_flops;
-        (sizes, programs) = allocation(&fitted);
+        let shorter: Vec<Shorter> = lengths.iter().zip(batches).zip(evaluations).map(batch_of).collect();
+        let of_batches = [&training[0]].into_iter().chain(shorter.iter().map(|s| &s.batch)).zip(&shares);
+        let runs: Vec<(&Arc<Program>, f64)> =
+            of_batches.map(|(p, share)| (p, share * times)).chain(training[1..].iter().map(|p| (p, 1.0))).collect();
+        let flops = runs.iter().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
+        let step_seconds = runs.iter().map(|(p, times)| backend.estimate_seconds(p) * times).sum();
+        Ok(Ok(RunPlan {
+            training,
+            evaluate,
+            shorter,
+            objective: recipe.objective,
+            allocation,
+            parameters: recipe.model.parameter_count() as u64,
+            trained: recipe.model.trainable_count() as u64,
+            flops,
+            again_flops,
+            bindings: longest.bindings,
+            step_seconds,
+        }))
     }
-    let evaluate = programs.pop().expect("evaluation is the last program");
-    let times = [recipe.train.accumulate as f64, 1.0];
-    let flops = programs.iter().zip(times).map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
-    let step_seconds = programs.iter().zip(times).map(|(p, times)| backend.estimate_seconds(p) * times).sum();
-    let model = &recipe.model.graph;
-    let elements = |(_, _, role, ty): (_, _, Role, &tenon_graph::types::Type)| {
-        (role == Role::Parameter).then(|| ty.elements() as u64)
-    };
-    Ok(Ok(RunPlan {
-        training: programs,
-        evaluate,
-        allocation: sizes,
-        parameters: model.inputs().filter_map(elements).sum(),
-        flops,
-        again_flops: again_flops * recipe.train.accumulate as f64,
-        bindings,
-        step_seconds,
-    }))
 }
 
 /// The sizes of the model's symbols that the data's samples and the batch give.
-fn bind_to_data(model: &Model, graph: &Graph, data: &dyn Dataset, batch: usize) -> Result<Bindings, PlanError> {
+fn bind_to_data(
+    model: &Model,
+    graph: &Graph,
+    data: &dyn Dataset,
+    batch: usize,
+    length: Option<usize>,
+) -> Result<Bindings, PlanError> {
     let mut bindings = Bindings::new();
     let inputs = graph.inputs().filter(|(_, name, role, _)| *role == Role::Data && &***name != DENOMINATOR);
     for (_, name, _, ty) in inputs {
-        let Some(field) = data.fields().iter().find(|f| f.name == **name) else {
+        let Some(field) = data.fields().iter().find(|f| f.name == **name).map(|f| f.at(length)) else {
             let given: Vec<&str> = data.fields().iter().map(|f| f.name.as_str()).collect();
             let message = format!(
                 "the model takes `{name}`, which the data does not give\n  the data gives: {}",

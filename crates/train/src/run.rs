@@ -199,6 +199,7 @@ fn begin(setup: &Setup, job: &Job<'_>, path: &Path) -> Result<RunFolder, RunErro
         machine: job.backend.describe(),
         data: setup.data.checksum().into(),
         seed: setup.experiment.train.seed,
+        classes: setup.data.facts().class_names.clone(),
     };
     RunFolder::open(path, &setup.experiment, &origin, file).map(|(folder, _)| folder)
 }
@@ -216,7 +217,10 @@ fn train(
     reset_peak();
     let before = resident_bytes(NOW);
     let (step_seconds, steps) = (plan.step_seconds, setup.steps as f64);
-    let mut trainer = Trainer::new(plan, &setup.model, settings, &*setup.data, job.backend)?;
+    let mut trainer = Trainer::new(plan, &setup.trained, settings, &*setup.data, job.backend)?;
+    if let Some(start) = &setup.start {
+        trainer.start_from(&start.weights()?);
+    }
     let around = Surroundings { folder, observer, stop: job.stop, is_poor };
     let trained = fit(&mut trainer, settings, setup.steps, around)?;
     let bytes = |planned: usize, measured: Option<usize>| (Some(planned as f64), measured.map(|m| m as f64));
@@ -278,14 +282,23 @@ fn restore<'a>(setup: &'a Setup, job: &Job<'_>) -> Result<(Trainer<'a>, u64), Ru
         let message = format!("{} has no sound checkpoint{}", job.folder.display(), what.concat());
         return Err(TrainError::Mismatch(message).into());
     };
-    let mut trainer = Trainer::new(setup.plan(job.backend)?, &setup.model, settings, &*setup.data, job.backend)?;
+    let mut trainer = Trainer::new(setup.plan(job.backend)?, &setup.trained, settings, &*setup.data, job.backend)?;
     let _: serde_json::Value = trainer.load(&checkpoint)?;
     let step = trainer.steps_done();
     Ok((trainer, step))
 }
 
+/// The values of the model's variables, additions of low rank merged.
 fn weights(setup: &Setup, trainer: &Trainer<'_>) -> Vec<Vec<f32>> {
-    setup.model.variables().map(|v| floats(trainer.weight(&v.name).unwrap_or_default())).collect()
+    let floats = |name: &str| floats(trainer.weight(name).unwrap_or_default());
+    let merged = setup.model.variables().map(|variable| {
+        let mut values = floats(&variable.name);
+        if let Some(adapter) = setup.adapters.iter().find(|a| a.weight == variable.name) {
+            adapter.merge(&mut values, &floats(&adapter.left), &floats(&adapter.right));
+        }
+        values
+    });
+    merged.collect()
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
@@ -443,9 +456,20 @@ fn generate(run: &Finished<'_>, job: &Job<'_>) -> Result<Option<String>, RunFail
     Ok(Some(tokenizer.decode(&tokens, false).map_err(broken)?))
 }
 
+/// The names of the classes as `config.json` has them.
+fn class_names(facts: &Facts) -> Vec<(&'static str, serde_json::Value)> {
+    if facts.class_names.is_empty() {
+        return Vec::new();
+    }
+    let names = || facts.class_names.iter().enumerate();
+    let by_id: BTreeMap<String, &String> = names().map(|(id, name)| (id.to_string(), name)).collect();
+    let by_name: BTreeMap<&String, usize> = names().map(|(id, name)| (name, id)).collect();
+    vec![("id2label", serde_json::json!(by_id)), ("label2id", serde_json::json!(by_name))]
+}
+
 /// Exports a model, reads it again and returns the greatest difference of a weight.
 fn deploy(setup: &Setup, values: &[Vec<f32>], folder: &Path) -> Result<f64, RunFailure> {
-    export(&setup.model, values, folder, &[])?;
+    export(&setup.model, values, folder, &class_names(setup.data.facts()))?;
     if let Some(tokenizer) = setup.data.tokenizer() {
         save_tokenizer(tokenizer, &folder.join("tokenizer.json"))?;
     }

@@ -3,9 +3,6 @@
 use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer};
 use tenon::train::objective::LABELS;
 
-/// Samples of the data.
-const SAMPLES: usize = 512;
-
 /// Random samples, ready to be copied.
 pub struct Random {
     fields: Vec<Field>,
@@ -15,24 +12,24 @@ pub struct Random {
 }
 
 impl Random {
-    fn new(fields: Vec<Field>, mut sample: impl FnMut() -> Vec<Vec<u8>>) -> Random {
-        Random { fields, facts: Facts::default(), samples: (0..SAMPLES).map(|_| sample()).collect() }
+    fn new(fields: Vec<Field>, samples: u64, mut sample: impl FnMut() -> Vec<Vec<u8>>) -> Random {
+        Random { fields, facts: Facts::default(), samples: (0..samples).map(|_| sample()).collect() }
     }
 
     /// Windows of random tokens, each labelled with the next.
-    pub fn tokens(vocab: u64, length: usize) -> Random {
+    pub fn tokens(samples: u64, vocab: u64, length: usize) -> Random {
         let mut random = numbers();
-        Random::new(vec![integers("input_ids", &[length]), integers(LABELS, &[length])], move || {
+        Random::new(vec![integers("input_ids", &[length]), integers(LABELS, &[length])], samples, move || {
             let tokens = draw(&mut random, vocab, length + 1);
             vec![tokens[..4 * length].to_vec(), tokens[4..].to_vec()]
         })
     }
 
     /// Sentences of random tokens and token types, each with a random class.
-    pub fn sentences(vocab: u64, types: u64, length: usize, classes: u64) -> Random {
+    pub fn sentences(samples: u64, vocab: u64, types: u64, length: usize, classes: u64) -> Random {
         let mut random = numbers();
         let tokens = ["input_ids", "token_type_ids"].map(|name| integers(name, &[length]));
-        Random::new(tokens.into_iter().chain([integers(LABELS, &[])]).collect(), move || {
+        Random::new(tokens.into_iter().chain([integers(LABELS, &[])]).collect(), samples, move || {
             [(vocab, length), (types, length), (classes, 1)]
                 .map(|(below, count)| draw(&mut random, below, count))
                 .into()
@@ -40,10 +37,10 @@ impl Random {
     }
 
     /// Random pixels with a random class.
-    pub fn images(shape: [usize; 3], classes: u64) -> Random {
-        let pixels = Field { name: "pixel_values".into(), element: ElementType::F32, shape: shape.to_vec() };
+    pub fn images(samples: u64, shape: [usize; 3], classes: u64) -> Random {
+        let pixels = Field::new("pixel_values", ElementType::F32, &shape);
         let mut random = numbers();
-        Random::new(vec![pixels, integers(LABELS, &[])], move || {
+        Random::new(vec![pixels, integers(LABELS, &[])], samples, move || {
             let pixels = (0..shape.iter().product()).map(|_| ((random() % 256) as f32 / 255.0).to_le_bytes());
             let pixels: Vec<[u8; 4]> = pixels.collect();
             vec![pixels.concat(), draw(&mut random, classes, 1)]
@@ -57,7 +54,7 @@ impl Dataset for Random {
     }
 
     fn len(&self, _: Split) -> u64 {
-        SAMPLES as u64
+        self.samples.len() as u64
     }
 
     fn write_sample(&self, _: Split, _: u64, index: u64, out: &mut [&mut [u8]]) {
@@ -80,7 +77,7 @@ impl Dataset for Random {
 }
 
 fn integers(name: &str, shape: &[usize]) -> Field {
-    Field { name: name.into(), element: ElementType::I32, shape: shape.to_vec() }
+    Field::new(name, ElementType::I32, shape)
 }
 
 /// The bytes of `count` random numbers below `below`, `i32`.

@@ -14,16 +14,22 @@ use crate::{Case, peak_bytes, since_process_start};
 
 /// Times the steps of a case.
 pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
-    let batch = case.number("batch")?;
+    let (batch, samples) = (case.number("batch")?, case.number("samples")?);
     let (data, objective) = match case.json["architecture"].as_str() {
         Some("mlp") => {
             let shape = [case.size("channels")? as usize, case.size("height")? as usize, case.size("width")? as usize];
-            (Random::images(shape, case.size("classes")?), Objective::Classification)
+            (Random::images(samples, shape, case.size("classes")?), Objective::Classification)
         }
-        Some("gpt2") => (Random::tokens(case.size("vocab")?, case.number("length")? as usize), Objective::NextToken),
+        Some("bench/resnet50.star" | "bench/efficientnet_b0.star") => {
+            let size = case.size("size")? as usize;
+            (Random::images(samples, [3, size, size], case.size("classes")?), Objective::Classification)
+        }
+        Some("gpt2") => {
+            (Random::tokens(samples, case.size("vocab")?, case.number("length")? as usize), Objective::NextToken)
+        }
         _ => {
             let (length, classes) = (case.number("length")? as usize, case.size("classes")?);
-            let data = Random::sentences(case.size("vocab")?, case.size("types")?, length, classes);
+            let data = Random::sentences(samples, case.size("vocab")?, case.size("types")?, length, classes);
             (data, Objective::Classification)
         }
     };
@@ -33,7 +39,8 @@ pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
         optimizer: Optimizer::Adamw(AdamW { lr: 1e-4, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 }),
         ..Train::default()
     };
-    let recipe = Recipe { model: &case.model, train: &train, objective, steps: case.warmup + case.steps };
+    let recipe =
+        Recipe { model: &case.model, train: &train, objective, weighted: false, steps: case.warmup + case.steps };
     let plan = plan(&recipe, &data, &case.backend, None)?;
     let (planned, estimated) = (plan.allocation.total(), plan.step_seconds);
     let mut trainer = Trainer::new(plan, &case.model, &train, &data, &case.backend)?;

@@ -250,7 +250,7 @@ impl Lab {
 /// A trainer of an experiment on a backend.
 pub fn trainer<'a>(setup: &'a Setup, backend: &CpuBackend) -> Trainer<'a> {
     let plan = setup.plan(backend).unwrap_or_else(|e| panic!("{e}"));
-    Trainer::new(plan, &setup.model, &setup.experiment.train, &*setup.data, backend).unwrap_or_else(|e| panic!("{e}"))
+    Trainer::new(plan, &setup.trained, &setup.experiment.train, &*setup.data, backend).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The checksum of all state after some steps.

@@ -1,4 +1,4 @@
-//! Labelled sets in memory: images and tables share reading, labels, splits and this dataset.
+//! Labelled sets in memory: images and tables share reading, labels, splits and this dataset; texts share labels and splits.
 
 mod csv;
 mod idx;
@@ -7,6 +7,9 @@ mod labels;
 mod pictures;
 mod split;
 mod table;
+mod text_set;
+mod texts;
+mod weights;
 
 use tokenizers::Tokenizer;
 
@@ -15,6 +18,9 @@ use self::labels::Labels;
 use self::pictures::Pictures;
 use self::split::Rows;
 pub(crate) use self::table::open_table;
+pub(crate) use self::text_set::open_labelled_texts;
+pub use self::weights::LABEL_WEIGHTS;
+pub(crate) use self::weights::Weighted;
 use crate::dataset::{Dataset, ElementType, Facts, Field, Split, SplitFacts};
 use crate::error::DataError;
 use crate::images::ahead::Slow;
@@ -118,16 +124,18 @@ impl LabelledDataset {
 }
 
 fn split_facts(rows: &[u32], targets: &Targets) -> SplitFacts {
-    let class_counts = match targets {
-        Targets::Numbers(_) => Vec::new(),
-        Targets::Classes(labels) => {
-            let mut counts = vec![0; labels.names.len()];
-            for &row in rows {
-                counts[labels.values[row as usize] as usize] += 1;
-            }
-            counts
-        }
-    };
+    match targets {
+        Targets::Numbers(_) => SplitFacts { samples: rows.len() as u64, ..SplitFacts::default() },
+        Targets::Classes(labels) => class_split_facts(rows, labels),
+    }
+}
+
+/// The facts of a split of labelled rows.
+fn class_split_facts(rows: &[u32], labels: &Labels) -> SplitFacts {
+    let mut class_counts = vec![0; labels.names.len()];
+    for &row in rows {
+        class_counts[labels.values[row as usize] as usize] += 1;
+    }
     SplitFacts { samples: rows.len() as u64, class_counts, ..SplitFacts::default() }
 }
 

@@ -1,4 +1,5 @@
-//! Activations: relu, gelu, silu and softplus. Their gradient rules keep the operand and nothing else.
+//! Activations: relu, gelu, silu and softplus. Their gradient rules keep the operand and
+//! nothing else, that of relu the result, which what follows keeps anyway.
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -22,8 +23,8 @@ pub static RELU: CompositeDef = CompositeDef {
     results: 1,
     expand: |_, inputs, _| vec![inputs[0].max(0.0)],
     gradient: CompositeGradient::Rule(|p| {
-        let x = p.inputs[0];
-        vec![p.gradients[0].map(|dy| x.constant_like(0.0).less(x).select(dy, dy.constant_like(0.0)))]
+        let y = p.outputs[0];
+        vec![p.gradients[0].map(|dy| y.constant_like(0.0).less(y).select(dy, dy.constant_like(0.0)))]
     }),
     lowering: Lowering::Expand,
 };

@@ -1,6 +1,6 @@
 //! Batch normalisation, with the statistics of the batch and with running ones.
 
-use super::norm::{EPS, check_eps, check_vectors, normalise, normalise_gradient, sum_to_last};
+use super::norm::{EPS, check_eps, check_vectors, normalise};
 use super::{AttrDef, Backprop, CompositeDef, CompositeGradient, Gradients, Lowering, OperandDef};
 use super::{require, results, wide};
 use crate::composite::{Attr, Attrs};
@@ -21,11 +21,12 @@ pub static BATCH_NORM: CompositeDef = CompositeDef {
     name: "batch_norm",
     doc: "y = (x - mean) / sqrt(variance + eps) * weight + bias, statistics of each channel over the batch and all places
 (Ioffe and Szegedy 2015), and the new running mean and variance: (1 - momentum) old + momentum batch, the batch's variance
-with Bessel's correction there, as in PyTorch (a single element per channel counts as variance 0). No gradient flows
+with Bessel's correction there, as in PyTorch (a single element per channel counts as variance 0). Then the batch's mean and
+1 / sqrt(variance + eps), `[c]` in f32, which the gradient reads. No gradient flows
 through the running statistics.",
     operands: OPERANDS,
     attrs: &[EPS, AttrDef { name: "momentum", doc: "the weight of the batch's statistics", default: Attr::Float(0.1) }],
-    results: 3,
+    results: 5,
     expand: |b, inputs, attrs| results(&BATCH_NORM, batch_norm(b, inputs, attrs)),
     gradient: CompositeGradient::Rule(batch_norm_gradient),
     lowering: Lowering::Expand,
@@ -42,13 +43,13 @@ fn batch_norm<'g>(b: &'g Builder, inputs: &[Tensor<'g>], attrs: &Attrs) -> Resul
     let n = normalise(x, &batch_axes(x), eps);
     let y = n.value * wide(inputs[1]) + wide(inputs[2]);
 
-    let shape = x.shape();
-    let count = shape[..shape.rank() - 1].iter().try_fold(Dim::ONE, |p, d| p.times(*d)).expect("a factor of the size");
-    let unbiased = n.variance * (b.size(count) / (b.size(count) - 1.0).max(1.0));
-    let blend = |old: Tensor<'g>, new: Tensor<'g>| {
-        (wide(old) * (1.0 - momentum) + new.reshape([c]) * momentum).cast(old.dtype())
-    };
-    Ok(vec![y.cast(inputs[0].dtype()), blend(inputs[3], n.mean), blend(inputs[4], unbiased)])
+    let count = b.size(places(x));
+    let unbiased = n.variance * (count / (count - 1.0).max(1.0));
+    let vector = |x: Tensor<'g>| x.reshape([c]);
+    let blend =
+        |old: Tensor<'g>, new: Tensor<'g>| (wide(old) * (1.0 - momentum) + vector(new) * momentum).cast(old.dtype());
+    let running = [blend(inputs[3], n.mean), blend(inputs[4], unbiased)];
+    Ok(vec![y.cast(inputs[0].dtype()), running[0], running[1], vector(n.mean), vector(n.scale)])
 }
 
 /// All axes but the last.
@@ -56,18 +57,30 @@ fn batch_axes(x: Tensor<'_>) -> Vec<isize> {
     (0..x.rank() as isize - 1).collect()
 }
 
+/// The elements of each channel.
+fn places(x: Tensor<'_>) -> Dim {
+    let shape = x.shape();
+    shape[..shape.rank() - 1].iter().try_fold(Dim::ONE, |p, d| p.times(*d)).expect("a factor of the size")
+}
+
+/// Two passes over the batch: the sums for weight and bias, from which the gradient of `x` follows element by element.
 fn batch_norm_gradient<'g>(p: &Backprop<'_, 'g>) -> Gradients<'g> {
-    let Some(dy) = p.gradients[0].map(wide) else { return vec![None; 5] };
-    let axes = batch_axes(dy);
-    let n = normalise(wide(p.inputs[0]), &axes, p.attrs.float("eps"));
-    let dx = normalise_gradient(&n, dy * wide(p.inputs[1]), &axes);
-    vec![
-        Some(dx.cast(p.inputs[0].dtype())),
-        Some(sum_to_last(dy * n.value, p.inputs[1])),
-        Some(sum_to_last(dy, p.inputs[2])),
-        None,
-        None,
-    ]
+    let (x, weight) = (wide(p.inputs[0]), wide(p.inputs[1]));
+    let (mean, scale) = (p.outputs[3], p.outputs[4]);
+    let count = x.builder().size(places(x));
+    let normalised = (x - mean) * scale;
+    let sums = p.gradients[0].map(wide).map(|dy| {
+        let axes = batch_axes(dy);
+        (dy, dy.sum(&axes), (dy * normalised).sum(&axes))
+    });
+    let of_y = sums.map(|(dy, sum, along)| (dy - sum / count - normalised * (along / count)) * (weight * scale));
+    let of_mean = p.gradients[3].map(|g| g / count);
+    let of_scale = p.gradients[4].map(|g| normalised * (g * scale * scale / -count));
+    let dx = [of_y, of_mean, of_scale].into_iter().flatten().reduce(|a, b| a + b);
+    let dx = dx.map(|dx| dx.broadcast(x.shape()).cast(p.inputs[0].dtype()));
+    let like = |sum: Tensor<'g>, operand: Tensor<'g>| sum.reshape(operand.shape()).cast(operand.dtype());
+    let of_weight = sums.map(|(_, _, along)| like(along, p.inputs[1]));
+    vec![dx, of_weight, sums.map(|(_, sum, _)| like(sum, p.inputs[2])), None, None]
 }
 
 /// See [`CompositeDef::doc`].

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::graph::{Graph, Value};
 use crate::lower::access::{Strided, resolve};
 use crate::lower::fuse::Partition;
-use crate::lower::schedule::{Schedule, reads, reuses, writes};
+use crate::lower::schedule::{Schedule, reuses, writes};
 
 /// Every buffer of the arena starts at a multiple of this many bytes, a cache line.
 pub const ALIGNMENT: usize = 64;
@@ -67,7 +67,7 @@ fn rounded(bytes: usize) -> usize {
 /// Buffers with their lifetimes, not yet placed, and the places of values that live in inputs.
 pub fn lifetimes(graph: &Graph, partition: &Partition, schedule: &Schedule) -> (Vec<Buffer>, HashMap<Value, Place>) {
     let steps = schedule.order.len();
-    let read: Vec<Vec<Strided>> = schedule.order.iter().map(|u| reads(graph, partition, *u)).collect();
+    let read: Vec<&[Strided]> = schedule.order.iter().map(|u| schedule.read[*u].as_slice()).collect();
     let mut last_use: HashMap<Value, usize> = HashMap::new();
     for (step, windows) in read.iter().enumerate() {
         last_use.extend(windows.iter().map(|w| (w.root, step)));
@@ -95,7 +95,7 @@ pub fn lifetimes(graph: &Graph, partition: &Partition, schedule: &Schedule) -> (
                 buffer_of.get(operand).is_some_and(|b| {
                     buffers[*b].to == step
                         && buffers[*b].values.last() == Some(operand)
-                        && reuses(graph, partition, *unit, &read[step], value, *operand)
+                        && reuses(graph, partition, *unit, read[step], value, *operand)
                 })
             });
             let bytes = graph.ty(value).bytes();

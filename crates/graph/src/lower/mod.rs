@@ -1,6 +1,7 @@
 //! From a bound graph to a program: units, their order, the place of every value. Nothing here depends on a machine.
 
 pub mod access;
+pub mod again;
 pub mod fuse;
 pub mod fused;
 pub mod isolate;
@@ -90,7 +91,11 @@ impl Program {
 /// Makes the program of a bound graph. With `fuse` false every node is a step of its own: the program that tests compare with.
 pub fn lower(mut graph: Graph, fuse: bool) -> Program {
     fuse::keep_old_values(&mut graph);
-    let partition = fuse::partition(&graph, fuse);
+    let mut partition = fuse::partition(&graph, fuse);
+    if fuse && let Some(copied) = again::compute_again(&graph, &partition) {
+        graph = copied;
+        partition = fuse::partition(&graph, fuse);
+    }
     let schedule = schedule::schedule(&graph, &partition);
     let memory = memory::place(&graph, &partition, &schedule);
     let stored = |v: Value| partition.stored[v.index()];

@@ -15,10 +15,12 @@ pub struct Schedule {
     pub in_place: HashMap<Value, Value>,
     /// Updates that are copied when everything else has run: (input, new value).
     pub copied: Vec<(Value, Value)>,
+    /// What each unit reads, by unit number.
+    pub read: Vec<Vec<Strided>>,
 }
 
 /// The stored values that a unit reads, with the windows through which it does.
-pub fn reads(graph: &Graph, partition: &Partition, unit: usize) -> Vec<Strided> {
+fn reads(graph: &Graph, partition: &Partition, unit: usize) -> Vec<Strided> {
     let nodes = &partition.units[unit].nodes;
     let mut windows: Vec<Strided> = Vec::new();
     for value in nodes.iter().flat_map(|n| graph.node(*n).inputs.iter()) {
@@ -92,7 +94,7 @@ pub fn schedule(graph: &Graph, partition: &Partition) -> Schedule {
         }
     }
     assert_eq!(order.len(), count, "the units of a partition have no cycle");
-    Schedule { order, in_place, copied }
+    Schedule { order, in_place, copied, read }
 }
 
 /// Whether any of `readers` needs a result of `writer`.

@@ -98,7 +98,9 @@ fn deterministic<'g>(visit: &Visit<'_, 'g>) -> Option<Results<'g>> {
     if def.name == BATCH_NORM.name {
         let eps = Attrs::default().with("eps", attrs.float("eps"));
         let mut results = visit.builder.composite(&BATCH_NORM_INFERENCE, visit.operands, eps);
-        results.extend(visit.operands[3..].iter().copied());
+        let [mean, variance] = [visit.operands[3], visit.operands[4]];
+        let scale = (variance.cast(DType::F32) + attrs.float("eps")).rsqrt();
+        results.extend([mean, variance, mean.cast(DType::F32), scale]);
         return Some(results);
     }
     None

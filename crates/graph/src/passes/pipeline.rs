@@ -4,11 +4,12 @@ use crate::composite::Lowering;
 use crate::diagnostic::Diagnostic;
 use crate::dim::Bindings;
 use crate::graph::Graph;
+use crate::lower::Program;
 use crate::passes::bind::bind;
 use crate::passes::chunk::{CHUNK_BYTES, chunk};
 use crate::passes::expand::expand_composites;
 use crate::passes::precision::mixed_bf16;
-use crate::passes::recompute::{Fitted, TooLarge, fit};
+use crate::passes::recompute::plain;
 use crate::passes::split::split_reductions;
 use crate::passes::{ALGEBRA, run};
 
@@ -19,8 +20,6 @@ pub struct Options {
     pub bindings: Bindings,
     /// Whether products and activations are bf16.
     pub bf16: bool,
-    /// The most bytes of the arena.
-    pub budget: Option<usize>,
 }
 
 /// The bound graph of primitives and kernels that is scheduled, before recomputation.
@@ -41,7 +40,7 @@ pub fn prepare(graph: &Graph, options: &Options) -> Result<Graph, Diagnostic> {
 /// The program of a graph.
 ///
 /// # Errors
-/// The outer error is that of [`prepare`]; the inner one says that the budget cannot be kept.
-pub fn compile(graph: &Graph, options: &Options) -> Result<Result<Fitted, TooLarge>, Diagnostic> {
-    fit(&prepare(graph, options)?, options.budget)
+/// Those of [`prepare`].
+pub fn compile(graph: &Graph, options: &Options) -> Result<Program, Diagnostic> {
+    Ok(plain(&prepare(graph, options)?))
 }

@@ -1,23 +1,21 @@
 //! What the backward pass keeps of the forward pass, and what it computes again to fit a budget. Never approximated:
 //! the same operations on the same operands give the same bits.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use smallvec::SmallVec;
 
 use crate::cost::cost;
-use crate::diagnostic::Diagnostic;
 use crate::graph::{Graph, Node, Phase, Value};
 use crate::lower::{Program, lower};
 use crate::op::Op;
-use crate::passes::common::common;
-use crate::passes::rewrite::{Results, Visit, rewrite};
-use crate::tensor::Tensor;
+use crate::passes::common::{Merge, kinds};
+use crate::passes::rewrite::{Moves, sweep};
 
 /// The longest chain of elementwise operations that is computed again instead of stored by default.
 const CHAIN: usize = 32;
 
-/// Steps into which the recomputation of one kind of value is divided.
+/// Parts into which the recomputation of one kind of value is divided.
 const SHARES: usize = 4;
 
 /// The value behind views.
@@ -131,60 +129,56 @@ fn interior(graph: &Graph) -> HashSet<Node> {
     again
 }
 
-/// The graph in which later phases compute the results of `again` themselves instead of reading the forward pass's.
-///
-/// # Errors
-/// Those of [`rewrite`].
-pub fn rematerialise(graph: &Graph, again: &HashSet<Node>) -> Result<Graph, Diagnostic> {
-    let mut moves = Moves { again, first: HashMap::new(), second: HashMap::new() };
-    rewrite(graph, |visit| {
-        let data = visit.data();
-        let results = if data.phase == Phase::Forward {
-            visit.keep()
-        } else {
-            let site = visit.builder.site_id();
-            let operands: SmallVec<[Tensor<'_>; 4]> = data.inputs.iter().map(|v| moves.later(visit, *v)).collect();
-            visit.builder.set_site_id(site);
-            visit.builder.set_phase(data.phase);
-            visit.builder.add(data.op.clone(), &operands, data.outputs().len())
-        };
-        moves.first.extend(data.outputs().zip(results.iter().map(|t| t.value())));
-        Some(results)
-    })
-}
-
-struct Moves<'a> {
-    again: &'a HashSet<Node>,
-    /// Where the values of the old graph are in the new one.
-    first: HashMap<Value, Value>,
-    /// Where they are when computed again.
-    second: HashMap<Value, Value>,
-}
-
-impl Moves<'_> {
-    /// The value for a later phase: computed again where it is to be, with everything that this needs.
-    fn later<'g>(&mut self, visit: &Visit<'_, 'g>, value: Value) -> Tensor<'g> {
-        let (graph, builder) = (visit.graph, visit.builder);
-        if let Some(there) = self.second.get(&value) {
-            return builder.tensor(*there);
+/// The graph in which later phases compute the results of `again` themselves instead of reading the forward pass's, with
+/// equal nodes of a phase merged. `kinds` are those of the graph's nodes.
+fn rematerialise(graph: &Graph, kinds: &[u32], again: &HashSet<Node>) -> Graph {
+    let live = graph.live_nodes();
+    let mut merge = Merge::of(graph, kinds);
+    // Where the values of the old graph are in the new one, and where those that are computed again are.
+    let mut first = Moves::of(graph);
+    let mut second: Vec<Option<Value>> = vec![None; graph.value_count()];
+    for node in graph.nodes().filter(|n| live[n.index()]) {
+        let data = graph.node(node);
+        let forward = data.phase == Phase::Forward;
+        if !forward {
+            for node in computed_again(graph, &data.inputs, again, &second) {
+                let data = graph.node(node);
+                let there = |v: &Value| second[v.index()].unwrap_or_else(|| first.value(*v));
+                let operands: SmallVec<[Value; 4]> = data.inputs.iter().map(there).collect();
+                if !again.contains(&node) && data.inputs.iter().all(|v| second[v.index()].is_none()) {
+                    continue;
+                }
+                let new = merge.add(&mut first, node, operands, Phase::Backward);
+                for (old, new) in data.outputs().zip(merge.new.node(new).outputs()) {
+                    second[old.index()] = Some(new);
+                }
+            }
         }
-        let producer = graph.producer(value);
-        let data = graph.node(producer);
-        let again = self.again.contains(&producer);
-        if data.phase != Phase::Forward || !(again || data.op.is_free_view()) {
-            return builder.tensor(self.first[&value]);
-        }
-        let operands: SmallVec<[Tensor<'g>; 4]> = data.inputs.iter().map(|v| self.later(visit, *v)).collect();
-        let unchanged = operands.iter().zip(&data.inputs).all(|(new, old)| self.first[old] == new.value());
-        if unchanged && !again {
-            return builder.tensor(self.first[&value]);
-        }
-        builder.set_phase(Phase::Backward);
-        builder.set_site(graph.site(producer));
-        let results: Results<'g> = builder.add(data.op.clone(), &operands, data.outputs().len());
-        self.second.extend(data.outputs().zip(results.iter().map(|t| t.value())));
-        builder.tensor(self.second[&value])
+        let there = |v: &Value| second[v.index()].filter(|_| !forward).unwrap_or_else(|| first.value(*v));
+        let operands = data.inputs.iter().map(there).collect();
+        let new = merge.add(&mut first, node, operands, data.phase);
+        first.set(graph, node, merge.new.node(new));
     }
+    first.roots(graph, &mut merge.new);
+    sweep(&merge.new)
+}
+
+/// The nodes of `again`, and the views of their results, that `values` still need, in creation order.
+fn computed_again(graph: &Graph, values: &[Value], again: &HashSet<Node>, second: &[Option<Value>]) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    let mut seen = HashSet::new();
+    let mut stack: Vec<Value> = values.to_vec();
+    while let Some(value) = stack.pop() {
+        let node = graph.producer(value);
+        let data = graph.node(node);
+        let wanted = data.phase == Phase::Forward && (again.contains(&node) || data.op.is_free_view());
+        if wanted && second[value.index()].is_none() && seen.insert(node) {
+            nodes.push(node);
+            stack.extend(&data.inputs);
+        }
+    }
+    nodes.sort_unstable();
+    nodes
 }
 
 /// A program and how much of the forward pass it computes twice.
@@ -198,66 +192,100 @@ pub struct Fitted {
 /// A graph that recomputation cannot make small enough.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TooLarge {
-    /// The arena's bytes without recomputation.
+    /// The size without recomputation.
     pub plain: usize,
-    /// The fewest bytes of an arena that recomputation reaches.
+    /// The smallest size that recomputation reaches: the least budget that can be kept.
     pub smallest: usize,
 }
 
-/// Lowers a bound graph so that its arena has at most `budget` bytes.
+/// The program of a bound graph.
+pub fn plain(graph: &Graph) -> Program {
+    let ladder = Ladder::of(graph);
+    ladder.program(&ladder.again)
+}
+
+/// The program of a bound graph whose size, in bytes as `size` tells it, is at most `budget`.
 ///
-/// The ladder of what is recomputed, rung by rung, does not depend on the budget; the program is that of the first rung
-/// that fits. So a smaller budget never gives a larger arena.
+/// The ladder of what is recomputed does not depend on the budget. It goes down rung by rung, and none is larger than the one
+/// before; the program is that of the first that fits, or of a part of that rung. So a smaller budget never gives a
+/// larger program, and the last rung is the least budget that can be kept.
 ///
 /// # Errors
-/// The outer error is that of [`rewrite`]; the inner one says that no rung fits.
-pub fn fit(graph: &Graph, budget: Option<usize>) -> Result<Result<Fitted, TooLarge>, Diagnostic> {
-    let mut ladder = Ladder { graph, again: interior(graph), flops: 0.0, tried: HashSet::new() };
-    let plain = ladder.program()?;
-    let Some(budget) = budget.filter(|b| plain.arena_bytes > *b) else {
-        return Ok(Ok(Fitted { program: plain, again_flops: 0.0 }));
-    };
-    let (mut level, mut smallest) = (plain.arena_bytes, plain.arena_bytes);
-    while let Some(rung) = ladder.next() {
-        let (again, flops) = (ladder.again.clone(), ladder.flops);
-        let mut reached = usize::MAX;
-        for share in rung.chunks(rung.len().div_ceil(SHARES)) {
-            ladder.take(share);
-            let program = ladder.program()?;
-            if program.arena_bytes <= budget {
-                return Ok(Ok(Fitted { program, again_flops: ladder.flops }));
-            }
-            reached = program.arena_bytes;
-            smallest = smallest.min(reached);
+/// No rung fits.
+pub fn fit(graph: &Graph, budget: usize, size: &dyn Fn(&Program) -> usize) -> Result<Fitted, TooLarge> {
+    let mut ladder = Ladder::of(graph);
+    let program = ladder.program(&ladder.again);
+    let plain = size(&program);
+    if plain <= budget {
+        return Ok(Fitted { program, again_flops: 0.0 });
+    }
+    let mut smallest = plain;
+    while let Some(nodes) = ladder.next() {
+        let again = ladder.with(&nodes);
+        let program = ladder.program(&again);
+        let reached = size(&program);
+        // What does not help on its own may still open the way for the next rung, but what harms is left out.
+        if reached > smallest {
+            continue;
         }
-        // What does not help on its own may still open the way for the next rung, but what harms is undone.
-        if reached > level {
-            (ladder.again, ladder.flops) = (again, flops);
-        } else {
-            level = reached;
+        if reached <= budget {
+            for parts in 1..SHARES {
+                let again = ladder.with(&nodes[..nodes.len() * parts / SHARES]);
+                let program = ladder.program(&again);
+                // A part that is smaller than the whole would be what a smaller budget cannot have.
+                if (reached..=budget).contains(&size(&program)) {
+                    return Ok(ladder.fitted(program, &again));
+                }
+            }
+            return Ok(ladder.fitted(program, &again));
+        }
+        smallest = reached;
+        ladder.again = again;
+    }
+    let mut improved = false;
+    for again in ladder.segments() {
+        let program = ladder.program(&again);
+        let reached = size(&program);
+        if reached <= smallest {
+            if reached <= budget {
+                return Ok(ladder.fitted(program, &again));
+            }
+            (smallest, improved) = (reached, true);
+        } else if improved {
+            break;
         }
     }
-    Ok(Err(TooLarge { plain: plain.arena_bytes, smallest }))
+    Err(TooLarge { plain, smallest })
 }
 
 struct Ladder<'a> {
     graph: &'a Graph,
+    kinds: Vec<u32>,
+    /// What is computed again whatever the budget.
+    always: HashSet<Node>,
     again: HashSet<Node>,
-    flops: f64,
     tried: HashSet<Node>,
 }
 
 impl Ladder<'_> {
-    fn program(&self) -> Result<Program, Diagnostic> {
-        Ok(lower(common(&rematerialise(self.graph, &self.again)?)?, true))
+    fn of(graph: &Graph) -> Ladder<'_> {
+        let always = interior(graph);
+        Ladder { graph, kinds: kinds(graph), again: always.clone(), always, tried: HashSet::new() }
     }
 
-    fn take(&mut self, nodes: &[Node]) {
-        for node in nodes {
-            if self.again.insert(*node) {
-                self.flops += cost(self.graph, *node).flops;
-            }
-        }
+    fn program(&self, again: &HashSet<Node>) -> Program {
+        lower(rematerialise(self.graph, &self.kinds, again), true)
+    }
+
+    fn fitted(&self, program: Program, again: &HashSet<Node>) -> Fitted {
+        let needed = needed_later(self.graph);
+        let nodes = computed_again(self.graph, &needed, again, &vec![None; self.graph.value_count()]);
+        let twice = nodes.into_iter().filter(|n| again.contains(n) && !self.always.contains(n));
+        Fitted { program, again_flops: twice.map(|n| cost(self.graph, n).flops).sum() }
+    }
+
+    fn with(&self, nodes: &[Node]) -> HashSet<Node> {
+        self.again.iter().chain(nodes).copied().collect()
     }
 
     /// The next rung: the values of one line of the model, in all its repetitions, that free most for their cost.
@@ -287,6 +315,63 @@ impl Ladder<'_> {
         let best = groups.into_values().max_by(|a, b| worth(a).total_cmp(&worth(b)))?;
         self.tried.extend(best.nodes.iter().copied());
         Some(best.nodes)
+    }
+
+    /// The last rungs: of the forward pass only what crosses from one segment to the next is kept, and of a segment the rest
+    /// is computed again when the backward pass comes to it (Chen et al. 2016). From many segments to few.
+    fn segments(&self) -> Vec<HashSet<Node>> {
+        let graph = self.graph;
+        let of_forward = |n: &Node| is_forward(graph, *n) && !graph.node(*n).op.is_free_view();
+        let end = graph.nodes().find(|n| !is_forward(graph, *n) && !is_source(graph, graph.node(*n).output()));
+        let end = end.map_or(graph.node_count(), |n| n.index());
+        let made = |v: Value| graph.producer(v).index() < end && !is_source(graph, v);
+        let mut last_use: BTreeMap<Value, usize> = BTreeMap::new();
+        for node in graph.nodes().filter(of_forward) {
+            last_use.extend(graph.node(node).inputs.iter().map(|v| (root(graph, *v), node.index())));
+        }
+        last_use.retain(|v, _| made(*v));
+        // By node: the bytes that cross from it to the nodes behind it, and those that the backward pass needs so far.
+        let mut change = vec![0isize; graph.node_count() + 1];
+        for (value, last) in &last_use {
+            let bytes = graph.ty(*value).bytes() as isize;
+            change[graph.producer(*value).index()] += bytes;
+            change[*last] -= bytes;
+        }
+        let mut needed = vec![0usize; end + 1];
+        for value in needed_later(graph).into_iter().filter(|v| made(*v)) {
+            needed[graph.producer(value).index()] += graph.ty(value).bytes();
+        }
+        let running = |sum: &mut usize, bytes: usize| {
+            *sum += bytes;
+            Some(*sum)
+        };
+        let needed: Vec<usize> = needed.into_iter().scan(0, running).collect();
+        let crossing: Vec<isize> = change
+            .into_iter()
+            .scan(0, |sum, bytes| {
+                *sum += bytes;
+                Some(*sum)
+            })
+            .collect();
+        let all = needed[end];
+        let most = needed_later(graph).len() / 4;
+        let counts = (1..usize::BITS).rev().flat_map(|i| [1usize << i, (1usize << i) / 4 * 3]);
+        let counts = counts.filter(|n| (2..=most).contains(n));
+        let segmented = |count: usize| {
+            let mut kept: HashSet<Node> = HashSet::new();
+            for segment in 1..=count {
+                let border = |halves: usize| needed.partition_point(|b| *b < all / 2 * halves / count);
+                let (from, to) = (border(2 * segment - 1), border(2 * segment + 1).min(end));
+                let ideal = border(2 * segment).min(end);
+                let Some(cut) = (from..to).min_by_key(|i| (crossing[*i], i.abs_diff(ideal))) else { continue };
+                let crosses = last_use.iter().filter(|(v, last)| graph.producer(**v).index() <= cut && **last > cut);
+                kept.extend(crosses.map(|(v, _)| graph.producer(*v)));
+            }
+            let forward = graph.nodes().take(end).filter(|n| of_forward(n) && !kept.contains(n));
+            let forward = forward.filter(|n| !matches!(graph.node(*n).op, Op::Source(_)));
+            forward.chain(self.always.iter().copied().filter(|n| n.index() >= end)).collect()
+        };
+        counts.map(segmented).collect()
     }
 
     /// The forward values that later phases read from the forward pass, in creation order.

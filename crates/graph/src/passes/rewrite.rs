@@ -3,7 +3,7 @@
 use smallvec::{SmallVec, smallvec};
 
 use crate::diagnostic::Diagnostic;
-use crate::graph::{Graph, Node, NodeData, SiteId, Value};
+use crate::graph::{Graph, Node, NodeData, Phase, SiteId, Value};
 use crate::op::{Op, Source};
 use crate::tensor::{Builder, Tensor};
 
@@ -99,41 +99,59 @@ where
 /// `graph` without the nodes that no output and no update depends on.
 pub fn sweep(graph: &Graph) -> Graph {
     let live = graph.live_nodes();
-    let mut new = Graph::default();
+    let mut new = Graph::with_capacity(graph.node_count(), graph.value_count());
     let mut moves = Moves::of(graph);
     for node in graph.nodes().filter(|n| live[n.index()]) {
         let data = graph.node(node);
-        let site = *moves.sites[data.site.index()].get_or_insert_with(|| new.intern_site(graph.site(node)));
         let inputs = data.inputs.iter().map(|v| moves.value(*v)).collect();
-        let types: SmallVec<[_; 2]> = data.outputs().map(|v| graph.ty(v).clone()).collect();
-        let copy = new.push(data.op.clone(), inputs, types, site, data.phase);
-        for (old, new) in data.outputs().zip(new.node(copy).outputs()) {
-            moves.values[old.index()] = Some(new);
-        }
+        let copy = moves.copy(graph, node, inputs, data.phase, &mut new);
+        moves.set(graph, node, new.node(copy));
     }
     moves.roots(graph, &mut new);
     new
 }
 
 /// Where the values and sites of an old graph are in the new one.
-struct Moves {
+pub(crate) struct Moves {
     values: Vec<Option<Value>>,
     /// Kept because looking a site up by its content is linear in their number.
     sites: Vec<Option<SiteId>>,
 }
 
 impl Moves {
-    fn of(graph: &Graph) -> Moves {
+    pub(crate) fn of(graph: &Graph) -> Moves {
         let sites = graph.nodes().map(|n| graph.node(n).site.index() + 1).max().unwrap_or(0);
         Moves { values: vec![None; graph.value_count()], sites: vec![None; sites] }
     }
 
-    fn value(&self, old: Value) -> Value {
+    pub(crate) fn value(&self, old: Value) -> Value {
         self.values[old.index()].expect("operands come before their users")
     }
 
+    /// The results of `new` take the place of those of `node`.
+    pub(crate) fn set(&mut self, old: &Graph, node: Node, new: &NodeData) {
+        for (old, new) in old.node(node).outputs().zip(new.outputs()) {
+            self.values[old.index()] = Some(new);
+        }
+    }
+
+    /// Adds `node` of `old` to `new` as it is, on these operands of `new`.
+    pub(crate) fn copy(
+        &mut self,
+        old: &Graph,
+        node: Node,
+        inputs: SmallVec<[Value; 4]>,
+        phase: Phase,
+        new: &mut Graph,
+    ) -> Node {
+        let data = old.node(node);
+        let site = *self.sites[data.site.index()].get_or_insert_with(|| new.intern_site(old.site(node)));
+        let types: SmallVec<[_; 2]> = data.outputs().map(|v| old.ty(v).clone()).collect();
+        new.push(data.op.clone(), inputs, types, site, phase)
+    }
+
     /// Puts the outputs and updates of `old` before those of `new`.
-    fn roots(&self, old: &Graph, new: &mut Graph) {
+    pub(crate) fn roots(&self, old: &Graph, new: &mut Graph) {
         let outputs = old.outputs.iter().map(|(name, v)| (name.clone(), self.value(*v)));
         new.outputs.splice(0..0, outputs);
         let updates = old.updates.iter().map(|(input, v)| (self.value(*input), self.value(*v)));

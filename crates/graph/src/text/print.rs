@@ -23,12 +23,12 @@ pub fn print(graph: &Graph) -> String {
     text
 }
 
-/// The types, operation, operands and settings of a node on other operands: equal texts are equal computations.
-pub(crate) fn computation(graph: &Graph, node: Node, operands: &[Value]) -> String {
+/// The types, operation and settings of a node: on equal operands, equal texts are equal computations.
+pub(crate) fn computation(graph: &Graph, node: Node) -> String {
     let data = graph.node(node);
     let mut text = String::new();
     let written = data.outputs().try_for_each(|v| write!(text, "{} ", graph.ty(v)));
-    written.and_then(|()| operation(&mut text, &data.op, operands)).expect("writing to a string does not fail");
+    written.and_then(|()| operation(&mut text, &data.op, &[])).expect("writing to a string does not fail");
     text
 }
 

@@ -1,5 +1,7 @@
 //! Matrix products and tables.
 
+use tenon_graph::composite::Attrs;
+use tenon_graph::composite::experts::EXPERT_MATMUL;
 use tenon_graph::dim::Dim;
 use tenon_graph::op::{Op, Role, Source};
 use tenon_graph::tensor::Tensor;
@@ -30,6 +32,16 @@ pub(super) fn functions() -> Vec<Function> {
              is set. Leading axes are equal, or one operand is a plain matrix that serves all of them.",
             "matmul(sequence, parameter(\"w\", [16, 4], init = normal(0.02)))",
             matmul,
+        ),
+        function(
+            "expert_matmul",
+            "x, weights, experts, transpose = False",
+            "Each row of `x` times the matrices that it names: `x` `[.., k]`, or `[.., r, k]` with a row for each of them, \
+             `weights` `[e, k, m]` (or `[e, m, k]` and `transpose`), `experts` `[.., r]` (`i32`, below `e`): `[.., r, m]`. \
+             Only these products are computed, as a sparse mixture of experts wants it (Shazeer et al. 2017).",
+            "expert_matmul(sequence, parameter(\"up\", [4, 16, 8], init = normal(0.02)), \
+             top_k(linear(sequence, 4, name = \"gate\"), 2)[1])",
+            expert_matmul,
         ),
         function(
             "embedding",
@@ -102,6 +114,29 @@ fn product<'g>(left: Tensor<'g>, right: Tensor<'g>, transpose_a: bool, transpose
         return flat.reshape(leading.iter().copied().chain([flat.shape()[1]]).collect::<Shape>());
     }
     left.matmul(right, transpose_a, transpose_b)
+}
+
+fn expert_matmul(call: &Call<'_>) -> Outcome {
+    let (x, weights, experts) = (call.tensor("x")?, call.tensor("weights")?, call.tensor("experts")?);
+    let (rows, chosen) = (x.shape(), experts.shape());
+    let own_rows = rows.rank() == chosen.rank() + 1;
+    let lead = chosen.rank().saturating_sub(1);
+    let fits = !chosen.is_empty() && rows.rank() >= chosen.rank() && rows[..lead] == chosen[..lead];
+    if !(fits && (own_rows && rows[lead] == chosen[lead] || rows.rank() == chosen.rank())) {
+        let message = format!("`x` is {rows}, neither [.., k] nor [.., r, k] for experts [.., r] of {chosen}");
+        return Err(call.error(message).note(x.describe()).note(experts.describe()));
+    }
+    let Some(n) = chosen[..lead].iter().try_fold(Dim::ONE, |product, d| product.times(*d)) else {
+        return Err(call.error(format!("{chosen} has too many symbols")).note(experts.describe()));
+    };
+    let (r, k) = (chosen[lead], rows[rows.rank() - 1]);
+    let x = x.reshape([n, if own_rows { r } else { Dim::ONE }, k]).broadcast([n, r, k]);
+    let attrs = Attrs::default().with("transpose", call.flag("transpose")?).with("dtype", x.dtype());
+    let y = call.session.builder.composite(&EXPERT_MATMUL, &[x, weights, experts.reshape([n, r])], attrs)[0];
+    if y.is_poisoned() {
+        return Ok(y.into());
+    }
+    Ok(y.reshape(chosen.iter().copied().chain([y.shape()[2]]).collect::<Shape>()).into())
 }
 
 fn matmul(call: &Call<'_>) -> Outcome {

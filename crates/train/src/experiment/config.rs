@@ -1,6 +1,7 @@
 //! The tables of an experiment file. Every default is in a `Default` implementation below and nowhere else.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,12 @@ use super::units::{ByteSize, TimeSpan};
 pub struct Model {
     /// The name of a built-in architecture ("gpt2"), or the path of a Starlark file ("my_model.star") relative to the experiment file.
     #[schemars(length(min = 1))]
-    pub architecture: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// The folder of a model to start from, imported or exported, relative to the experiment file: it gives the architecture, its
+    /// hyperparameters and the weights, and the tokenizer where the data has none. What does not fit (a new head) starts anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
     /// A named set of hyperparameters of the architecture ("gpt2-medium"); the keys here override its values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
@@ -79,6 +85,11 @@ pub struct Train {
     pub label_smoothing: f64,
     /// Names (`*` matches any text) of parameters without weight decay. Parameters of one dimension (biases, norm gains) never have it.
     pub no_decay: Vec<String>,
+    /// Names (`*` matches any text) of parameters that stay as they are: no gradient, no optimizer state.
+    pub freeze: Vec<String>,
+    /// Trains additions of low rank to matrices, and nothing else. Absent: all parameters are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// What is learnt. Absent: it follows from the data and the head (text and logits: next token).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objective: Option<Objective>,
@@ -130,6 +141,8 @@ impl Default for Train {
             ema: None,
             label_smoothing: 0.0,
             no_decay: Vec::new(),
+            freeze: Vec::new(),
+            lora: None,
             objective: None,
             seed: 0,
             threads: None,
@@ -148,8 +161,13 @@ impl Default for Train {
 impl Train {
     /// Whether the optimizer decays the parameter `name` of `rank` dimensions.
     pub fn decays(&self, name: &str, rank: usize) -> bool {
-        rank > 1 && !self.no_decay.iter().any(|pattern| matches(pattern.as_bytes(), name.as_bytes()))
+        rank > 1 && !matches_any(&self.no_decay, name)
     }
+}
+
+/// Whether `name` has the form of one of `patterns`.
+pub(crate) fn matches_any(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|pattern| matches(pattern.as_bytes(), name.as_bytes()))
 }
 
 /// Whether `name` has the form of `pattern`, in which `*` stands for any text.
@@ -190,12 +208,37 @@ pub enum Precision {
 pub enum Objective {
     /// Cross-entropy of each next token of a text.
     NextToken,
+    /// Cross-entropy of tokens that are masked, to be guessed from both sides (Devlin et al. 2019).
+    MaskedLm,
     /// Cross-entropy of one class a sample.
     Classification,
     /// Binary cross-entropy of several independent labels a sample.
     MultiLabel,
     /// Mean squared error.
     Regression,
+}
+
+/// Low-rank adaptation (Hu et al. 2021): a matrix W is used as W + alpha / rank * L R, and only L and R are trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lora {
+    /// The columns of L and rows of R.
+    #[schemars(range(min = 1))]
+    pub rank: u64,
+    /// The additions are multiplied by `alpha / rank`.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub alpha: f64,
+    /// Names (`*` matches any text) of the matrices that get additions.
+    #[schemars(length(min = 1))]
+    pub targets: Vec<String>,
+    /// Names of parameters that are trained as they are, beside the additions.
+    pub also_train: Vec<String>,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Lora { rank: 8, alpha: 16.0, targets: vec!["*".into()], also_train: Vec::new() }
+    }
 }
 
 /// Stops when a metric no longer improves.

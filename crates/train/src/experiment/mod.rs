@@ -24,8 +24,8 @@ use tenon_data::DataConfig;
 use toml::{Table, Value};
 
 pub use config::{
-    Bound, Deploy, EarlyStop, ExportFormat, Hyperparameter, Model, Objective, Precision, Sample, Search, StopPoor,
-    Train, Tune,
+    Bound, Deploy, EarlyStop, ExportFormat, Hyperparameter, Lora, Model, Objective, Precision, Sample, Search,
+    StopPoor, Train, Tune,
 };
 pub use frozen::{Difference, differences};
 pub use optimizer::{AdamW, Lion, Muon, Optimizer, Sgd};
@@ -33,6 +33,7 @@ pub use problem::{Place, Problem, Problems};
 pub use schedule::{Constant, Decaying, Schedule, Span, Wsd};
 pub use units::{ByteSize, TimeSpan};
 
+pub(crate) use config::matches_any;
 pub(crate) use problem::nearest;
 use source::Node;
 
@@ -232,7 +233,7 @@ impl Model {
     /// The Starlark file of the architecture, if it is one and not built in; `experiment` is the path of the experiment file.
     pub fn file(&self, experiment: &Path) -> Option<PathBuf> {
         let folder = experiment.parent().unwrap_or(Path::new(""));
-        self.architecture.ends_with(".star").then(|| folder.join(&self.architecture))
+        self.architecture.as_ref().filter(|name| name.ends_with(".star")).map(|name| folder.join(name))
     }
 }
 
