@@ -141,7 +141,7 @@ impl Default for TokenizerConfig {
 /// | `last_count` | - | the last so many samples |
 /// | `stratified` | - | a fraction of each class, chosen by the seed |
 /// | `every` | - | samples n-1, 2n-1, ... of the file |
-/// | `file` | other files | another CSV with the same columns; another file or folder of texts; another folder of classes |
+/// | `file` | other files | another CSV with the same columns; another file or folder of texts; another folder of images |
 /// | `idx` | - | another pair of IDX files |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

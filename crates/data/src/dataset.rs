@@ -183,7 +183,8 @@ pub trait Dataset: Send + Sync {
     /// A pure function of (seed, epoch, index); the held-out part ignores `epoch`.
     ///
     /// # Panics
-    /// If `index` is not below [`Dataset::len`] or a destination has another length.
+    /// If `index` is not below [`Dataset::len`], a destination has another length, or an image file that could be read when
+    /// the data was opened has gone since.
     fn write_sample(&self, split: Split, epoch: u64, index: u64, out: &mut [&mut [u8]]);
 
     /// What is known of the data.

@@ -35,7 +35,8 @@ const PLAIN: &str = "images = { folder = \"animals\", size = [8, 10] }\n";
 
 #[test]
 fn folders_are_classes() {
-    let data = opened(&animals(), PLAIN);
+    let folder = animals();
+    let data = opened(&folder, PLAIN);
     let facts = data.facts();
     assert_eq!((facts.image, facts.classes), (Some([3, 8, 10]), Some(2)));
     assert_eq!(facts.class_names, ["cat", "dog"]);
