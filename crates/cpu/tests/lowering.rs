@@ -110,3 +110,21 @@ fn scalars_constants_and_joins() {
     b.output("padded", b.full(2.0, DType::F32, [3]).pad(0, 1, 6, 1));
     check(b);
 }
+
+/// What two units need and each can make from what it reads anyway has no buffer.
+#[test]
+fn units_compute_cheap_values_again() {
+    let b = Builder::new();
+    let (x, w) = (floats(&b, "x", [512, 256]), floats(&b, "w", [256]));
+    let scaled = x * w;
+    let centred = scaled - scaled.mean(&[0]);
+    let variance = (centred * centred).mean(&[0]);
+    b.output("y", centred * variance);
+    let graph = b.finish().expect("well typed");
+    let inputs = random_inputs(&graph, 7);
+    let [fused, plain] = [true, false].map(|fuse| lower(graph.clone(), fuse));
+    let large: Vec<usize> = fused.steps.iter().flat_map(|s| &s.writes).map(|v| fused.graph.ty(*v).elements()).collect();
+    assert_eq!(large.iter().filter(|elements| **elements == 512 * 256).count(), 1, "stored: {large:?}");
+    let [fused, plain] = [fused, plain].map(|program| run(&BACKENDS[0].1, &program, &inputs));
+    assert_eq!(fused["y"], plain["y"], "not a bit changes");
+}

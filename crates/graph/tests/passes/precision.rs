@@ -6,7 +6,7 @@ use super::model::{gpt, symbol, values};
 use tenon_graph::autodiff::gradients;
 use tenon_graph::dim::Bindings;
 use tenon_graph::graph::{Graph, Phase, Value};
-use tenon_graph::op::{Op, Role, Source};
+use tenon_graph::op::{Conv, Direction, Op, Role, Source, Window};
 use tenon_graph::passes::bind::bind;
 use tenon_graph::passes::mode::for_training;
 use tenon_graph::passes::precision::mixed_bf16;
@@ -14,7 +14,7 @@ use tenon_graph::passes::{self, ALGEBRA};
 use tenon_graph::reference::{Precision, evaluate};
 use tenon_graph::tensor::Builder;
 use tenon_graph::text::print;
-use tenon_graph::types::DType;
+use tenon_graph::types::{DType, Type};
 use tenon_graph::verify::verify;
 
 fn mixed() -> Graph {
@@ -137,4 +137,31 @@ fn gradients_of_a_converted_model_are_f32_for_its_parameters() {
     let count = |dtype| products.iter().filter(|d| **d == dtype).count();
     assert_eq!((count(DType::F32), count(DType::BF16)), (5, 5), "one for each weight, one for what it was applied to");
     assert!(graph.outputs.iter().all(|(_, v)| graph.ty(*v).dtype == DType::F32));
+}
+
+/// An image model keeps what its convolutions read in bf16 only: other readers see the rounded values.
+#[test]
+fn what_a_convolution_reads_is_rounded_for_all() {
+    let b = Builder::new();
+    let x = b.input("x", Role::Batch, Type::new(DType::F32, [1, 2, 2, 3]));
+    let w = b.input("w", Role::Parameter, Type::new(DType::F32, [3, 1, 1, 3]));
+    let image = x.tanh();
+    let window = Window { size: 1, stride: 1, dilation: 1, low: 0, high: 0 };
+    let conv = Conv {
+        direction: Direction::Forward,
+        windows: [window; 2].into(),
+        groups: 1,
+        result: Default::default(),
+        dtype: DType::F32,
+    };
+    b.output("y", image.conv(w, conv).tanh() + image);
+    b.output("image", image);
+    let graph = mixed_bf16(&b.finish().unwrap()).unwrap();
+    verify(&graph).unwrap();
+    let made = graph.node(graph.producer(graph.output("image").unwrap()));
+    assert_eq!(made.op, Op::Cast(DType::F32));
+    let rounded = made.inputs[0];
+    let of_conv = graph.nodes().map(|n| graph.node(n)).find(|d| matches!(d.op, Op::Conv(_))).unwrap();
+    assert_eq!(of_conv.inputs[0], rounded);
+    assert_eq!(graph.ty(rounded).dtype, DType::BF16);
 }
