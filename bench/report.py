@@ -14,6 +14,8 @@ CASES = json.loads((pathlib.Path(__file__).parent / "cases.json").read_text())
 def flops(case):
     """Multiply-adds of matrix products of what is timed, times 2; causal attention counts the half that is needed."""
     m = case["model"]
+    if case["task"] == "classify":
+        return 2 * case["batch"] * case["multiply_adds"]
     if "multiply_adds" in case:
         # The gradient of the pixels is not needed.
         return 2 * case["batch"] * (3 * case["multiply_adds"] - case["first_multiply_adds"])

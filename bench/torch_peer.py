@@ -197,6 +197,24 @@ def train(case, model, steps, args):
 
 
 @torch.inference_mode()
+def classify(case, model, steps, args):
+    """Times the classification of one batch of images."""
+    model, ([pixels], _) = model.eval(), samples(case)
+    if args.precision == "bf16":
+        model, pixels = model.bfloat16(), pixels.bfloat16()
+    if args.compile:
+        model = torch.compile(model)
+    seconds = []
+    for step in range(steps):
+        began = time.perf_counter()
+        model(pixels)
+        seconds.append(time.perf_counter() - began)
+        if step == 0:
+            first = since_process_start()
+    return seconds, first, {}
+
+
+@torch.inference_mode()
 def generate(case, model, steps, args):
     """Times the reading of a prompt or, for `decode`, each token after it."""
     model = model.eval()
@@ -270,7 +288,7 @@ def main():
         model = model.to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for p in model.parameters())
     warmup = case["warmup"]
-    run = train if case["task"] == "train" else generate
+    run = {"train": train, "classify": classify}.get(case["task"], generate)
     seconds, first, more = run(case, model, warmup + (args.steps or case["steps"]), args)
     result = {
         "case": args.case,

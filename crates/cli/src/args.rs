@@ -55,6 +55,11 @@ pub enum Command {
     /// Export the newest checkpoint of a run with Hugging Face names
     #[command(after_help = "Example:\n  tenon export runs/moby-dick --out my-model")]
     Export(Export),
+    /// Bring in a model of Hugging Face, timm or torchvision
+    #[command(
+        after_help = "Examples:\n  tenon import all-MiniLM-L6-v2 --out minilm\n  tenon import resnet50.pth --architecture resnet50 --out resnet50\n\nThe folder that it writes is one that forward, generate and inspect take, with Hugging Face names inside."
+    )]
+    Import(Import),
     /// Print reference pages
     #[command(after_help = "Example:\n  tenon doc layers")]
     Doc(Doc),
@@ -163,6 +168,22 @@ pub struct Export {
     /// The folder to write
     #[arg(long)]
     pub out: PathBuf,
+}
+
+/// An import.
+#[derive(Args, Debug)]
+pub struct Import {
+    /// A folder with config.json and weights, or a file of weights (.safetensors, .bin, .pth)
+    pub source: PathBuf,
+    /// The folder to write
+    #[arg(long)]
+    pub out: PathBuf,
+    /// The architecture: a name, a preset, or a .star file [default: what config.json says]
+    #[arg(long, value_name = "NAME|FILE.star")]
+    pub architecture: Option<String>,
+    /// Set a hyperparameter of the architecture
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
 }
 
 /// A reference page.

@@ -10,9 +10,11 @@ use tenon::cpu::CpuBackend;
 use tenon::cpu::speed::Speed;
 use tenon::data::Progress;
 use tenon::graph::backend::{Allocation, Backend};
+use tenon::import::{self, Imported, Source};
 use tenon::model_folder::open_model;
-use tenon::nn::forward::{NamedTensor, Values, cross_entropy, forward};
+use tenon::nn::forward::{NamedTensor, Values, forward};
 use tenon::nn::generate::{self, Generator, Sampling};
+use tenon::nn::loss::loss;
 use tenon::nn::{HyperValue, ModelError, reference_markdown};
 use tenon::tensors;
 use tenon::train::experiment::{Experiment, Objective};
@@ -198,7 +200,7 @@ fn reopen(folder: &Path) -> Result<(Setup, PathBuf, PathBuf), Failure> {
     // The user's own architecture may have changed since; the run has the text that it began with.
     let copy = folder.join("model.star");
     if copy.exists() {
-        experiment.model.architecture = std::path::absolute(copy)?.to_string_lossy().into_owned();
+        experiment.model.architecture = Some(std::path::absolute(copy)?.to_string_lossy().into_owned());
     }
     let origin = read_origin(&folder)?;
     Ok((set_up(experiment, &origin.experiment, &origin.cache)?, folder, origin.cache))
@@ -225,6 +227,16 @@ pub fn export(args: &args::Export, stop: &AtomicBool) -> Outcome {
         "export",
         &format!("{}  read again and compared: greatest difference {difference} (bound 0)", args.out.display()),
     );
+    Ok(0)
+}
+
+/// `tenon import`.
+pub fn import(args: &args::Import) -> Outcome {
+    let source = Source { path: &args.source, architecture: args.architecture.as_deref(), set: &args.set };
+    let Imported { model, tokenizer } = import::import(&source, &args.out)?;
+    let count = show::count(model.parameter_count() as u64);
+    let with = if tokenizer { " · with its tokenizer" } else { "" };
+    line("import", &format!("{model} · {count} parameters{with} · {}", args.out.display()));
     Ok(0)
 }
 
@@ -285,10 +297,7 @@ pub fn forward_pass(args: &args::Forward) -> Outcome {
     let backend = backend(None)?;
     let mut outputs = forward(&open.model, &open.values, &inputs, &backend)?;
     if let Some(labels) = labels {
-        let logits = outputs.iter().find(|t| t.name == "logits");
-        let Some(loss) = logits.and_then(|logits| cross_entropy(logits, &labels)) else {
-            return Err(Failure(format!("labels {:?} do not fit the model's logits", labels.shape)));
-        };
+        let loss = loss(&open.model, &outputs, &labels)?;
         outputs.push(NamedTensor { name: "loss".into(), shape: vec![], values: Values::Float(vec![loss as f32]) });
     }
     tensors::write(&args.outputs, &outputs)?;

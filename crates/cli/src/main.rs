@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         args::Command::Forward(args) => commands::forward_pass(args),
         args::Command::Inspect(args) => commands::inspect(args),
         args::Command::Schema => commands::schema(),
+        args::Command::Import(args) => commands::import(args),
         args::Command::Export(args) => commands::export(args, &STOP),
         args::Command::Doc(args) => commands::doc(args),
     };

@@ -66,6 +66,10 @@ pub fn plan(setup: &Setup, plan: &RunPlan, backend: &dyn Backend) -> Vec<String>
     if let Some(context) = setup.data.facts().context {
         batch = format!("{} x {context} tokens", train.batch * train.accumulate);
     }
+    let start = setup.start.as_ref().map(|start| match start.fresh.as_slice() {
+        [] => "starts from all weights of the folder".to_owned(),
+        fresh => format!("starts from the folder's weights, but anew: {}", fresh.join(", ")),
+    });
     let trained = match plan.trained == plan.parameters {
         true => String::new(),
         false => format!(", {} trained", count(plan.trained)),
@@ -89,6 +93,7 @@ pub fn plan(setup: &Setup, plan: &RunPlan, backend: &dyn Backend) -> Vec<String>
     let step = plan.step_seconds(backend);
     let all = step * setup.steps as f64;
     lines.push(format!("about {} a step on this machine, {} in all", seconds(step), seconds(all)));
+    lines.extend(start);
     if plan.again_flops > 0.0 {
         let share = 100.0 * plan.again_flops / (plan.flops - plan.again_flops);
         lines.push(format!("{share:.1}% of the work is done a second time to fit"));
@@ -114,6 +119,12 @@ pub fn data(setup: &Setup) -> Vec<String> {
             count(facts.train.samples),
             count(facts.validation.samples)
         ));
+    }
+    const SHOWN: usize = 8;
+    if (2..=SHOWN).contains(&facts.class_names.len()) {
+        let classes = facts.class_names.iter().zip(&facts.train.class_counts);
+        let classes: Vec<String> = classes.map(|(name, n)| format!("{name} {}", count(*n))).collect();
+        lines.push(format!("classes: {}", classes.join(" · ")));
     }
     lines.extend(facts.notes.iter().cloned());
     lines

@@ -116,7 +116,9 @@ impl Observer for Watch {
             }
             Event::Step { step, steps, loss, samples } => self.step(step, steps, loss, samples),
             Event::Evaluated { step, metrics } => {
-                let shown = ["bits_per_byte", "accuracy", "val_loss"].iter().find_map(|m| Some((m, metrics.get(*m)?)));
+                let shown = ["bits_per_byte", "accuracy", "masked_accuracy", "val_loss"]
+                    .iter()
+                    .find_map(|m| Some((m, metrics.get(*m)?)));
                 if let Some((name, value)) = shown {
                     self.metrics = format!("  {name} {value:.4}");
                 }

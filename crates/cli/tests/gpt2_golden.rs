@@ -8,7 +8,8 @@ use serde_json::Value as Json;
 use tenon::cpu::CpuBackend;
 use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer, fill_batch};
 use tenon::graph::backend::{Backend, Session};
-use tenon::nn::forward::{NamedTensor, Values, cross_entropy, forward, set_variables};
+use tenon::nn::forward::{NamedTensor, Values, forward, set_variables};
+use tenon::nn::loss::loss;
 use tenon::nn::{Model, export, load_safetensors, open};
 use tenon::tensors;
 use tenon::train::experiment::{AdamW, Lion, Muon, Objective, Optimizer, Precision, Sgd, Train};
@@ -76,7 +77,7 @@ impl Fixture {
         let model = open(&folder()).unwrap_or_else(|e| panic!("{e}"));
         let weights = load_safetensors(&folder(), &model).unwrap_or_else(|e| panic!("{e}"));
         let tensors = tensors::read(&folder().join("data.safetensors")).unwrap();
-        let field = |name: &str| Field { name: name.into(), element: ElementType::I32, shape: vec![LENGTH] };
+        let field = |name: &str| Field::new(name, ElementType::I32, &[LENGTH]);
         let columns = ["input_ids", LABELS].map(|name| match tensors.iter().find(|t| t.name == name) {
             Some(NamedTensor { values: Values::Int(values), .. }) => values.clone(),
             _ => panic!("`{name}` is no tensor of whole numbers"),
@@ -99,7 +100,7 @@ impl Fixture {
 
     /// The model's programs with these settings, and a session that holds the fixture's weights.
     fn session(&self, train: &Train) -> (RunPlan, Box<dyn Session>) {
-        let recipe = Recipe { model: &self.model, train, objective: Objective::NextToken, steps: 10 };
+        let recipe = Recipe { model: &self.model, train, objective: Objective::NextToken, weighted: false, steps: 10 };
         let plan = plan(&recipe, &self.data, &self.backend, None).unwrap_or_else(|e| panic!("{e}"));
         let mut session = self.backend.session(plan.programs()).unwrap();
         set_variables(&mut *session, &self.model, &self.weights);
@@ -181,7 +182,7 @@ fn logits_and_loss() {
     let largest = wanted.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     let apart = found.iter().zip(wanted).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(apart <= 1e-4 * largest && largest > 1.0, "{apart} of {largest}");
-    let loss = cross_entropy(logits, &first(LABELS)).unwrap();
+    let loss = loss(&fixture.model, &outputs, &first(LABELS)).unwrap();
     compare_losses("loss", &[loss], &[fixture.golden["loss_of_transformers"].as_f64().unwrap()], 1e-5);
 }
 

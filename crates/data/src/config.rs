@@ -6,8 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::images::augment::Augment;
+use crate::images::resize::Filter;
 
-/// What to train on: exactly one of `text`, `images` and `table`.
+/// What to train on: exactly one of `text`, `labelled_text`, `images` and `table`.
 ///
 /// ```toml
 /// [data]
@@ -22,18 +24,69 @@ pub struct DataConfig {
     /// a list of them. UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Paths>,
-    /// Labelled images, as IDX or CSV.
+    /// Texts with a class each: CSV, JSON lines, or a folder for each class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labelled_text: Option<TextSource>,
+    /// Labelled images, as IDX, CSV or folders of files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<ImageSource>,
     /// A CSV table of numbers with a label or a target column.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<TableSource>,
-    /// How text becomes tokens; only with `text`. Default: a byte-level BPE of 1,024 tokens.
+    /// How text becomes tokens; only with text. Default: that of the model that training starts from, or else a byte-level BPE
+    /// of 1,024 tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerConfig>,
     /// Which part is held out. Without it nothing is, and nothing can be evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<Validation>,
+    /// What each class counts for in the training loss, where there are classes: `"balanced"`, or a list in the order of the
+    /// classes. Absent: all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+}
+
+/// What each class counts for in the training loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase", expecting = "expected \"balanced\" or a list of numbers")]
+pub enum ClassWeights {
+    /// Samples divided by classes and by the samples of the class, as measured on the training part.
+    Balanced,
+    /// One number for each class.
+    #[serde(untagged)]
+    List(Vec<f64>),
+}
+
+/// Texts with a class each: either `csv` or `jsonl` with `text` and `label`, or `folder`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TextSource {
+    /// CSV file, plain or gzip. Cells are separated by commas, tabs or semicolons, whichever the first line has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub csv: Option<PathBuf>,
+    /// File of JSON objects, one a line, plain or gzip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jsonl: Option<PathBuf>,
+    /// Folder with a folder for each class, in which every .txt, .text, .md and .rst file is a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// The column or key of the text; of a CSV also `first` and `last`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The column or key of a second text, where samples are pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair: Option<String>,
+    /// The column or key of the class. Words or whole numbers; the classes are the distinct values, sorted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Whether the first row of the CSV is a header. Default: it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<bool>,
+    /// Longer samples are cut to so many tokens. Default: the model's context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
+    /// Whether of samples with the same text only the first is kept, before anything is held out.
+    pub deduplicate: bool,
 }
 
 /// One path or several.
@@ -82,13 +135,13 @@ impl Default for TokenizerConfig {
 
 /// Which part of the data is held out for validation.
 ///
-/// | | text | images, tables |
+/// | | text | labelled texts, images, tables |
 /// |---|---|---|
 /// | `last` | the last fraction of the bytes, cut at a character | the last fraction of the samples |
 /// | `last_count` | - | the last so many samples |
 /// | `stratified` | - | a fraction of each class, chosen by the seed |
 /// | `every` | - | samples n-1, 2n-1, ... of the file |
-/// | `file` | other files | another CSV with the same columns |
+/// | `file` | other files | another CSV with the same columns; another file or folder of texts; another folder of classes |
 /// | `idx` | - | another pair of IDX files |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -117,7 +170,7 @@ pub struct IdxPair {
     pub labels: PathBuf,
 }
 
-/// Labelled images: either `idx` and `labels`, or `csv` and `label`.
+/// Labelled images: `idx` and `labels`, or `csv` and `label`, or `folder` and `size`.
 ///
 /// Pixels are whole numbers 0 to 255; the model sees `value / 255`, then `(x - mean) / std` where these are given.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -150,6 +203,37 @@ pub struct ImageSource {
     /// Standard deviation of each channel, of pixels scaled to 0..1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std: Option<Vec<f32>>,
+    /// Folder with one folder for each class, named after it: PNG, JPEG and WebP files, at any depth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// `[height, width]` that the model sees of the images of a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<[usize; 2]>,
+    /// 1 (grey) or 3 (red, green, blue, the default) channels of the images of a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<usize>,
+    /// How images change their size, with Pillow's numbers. Default: bilinear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Filter>,
+    /// The model sees the middle of an image, of which this share of the shorter side is left. Default: 1.0, all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub center: Option<f64>,
+    /// What happens when a file of a folder cannot be decoded. Default: refuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_corrupt: Option<OnCorrupt>,
+    /// Random changes of training images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augment: Option<Augment>,
+}
+
+/// What happens when an image cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCorrupt {
+    /// The run does not start; the error names the file.
+    Refuse,
+    /// It is left out, and a note names it.
+    Skip,
 }
 
 /// A CSV table (plain or gzip): numeric feature columns and either a class (`label`) or a number (`target`) to predict.

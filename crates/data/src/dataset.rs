@@ -34,11 +34,23 @@ pub struct Field {
     pub element: ElementType,
     /// The shape of one sample, row-major; empty for one number.
     pub shape: Vec<usize>,
+    /// Whether the first axis is as long as the batch is padded to; `shape` then has the longest.
+    pub padded: bool,
 }
 
 impl Field {
-    pub(crate) fn new(name: &str, element: ElementType, shape: &[usize]) -> Self {
-        Field { name: name.to_owned(), element, shape: shape.to_vec() }
+    /// A field whose samples all have this shape.
+    pub fn new(name: &str, element: ElementType, shape: &[usize]) -> Self {
+        Field { name: name.to_owned(), element, shape: shape.to_vec(), padded: false }
+    }
+
+    /// This field in a batch that is padded to `length`, one of [`Dataset::lengths`]; `None` where nothing is padded.
+    pub fn at(&self, length: Option<usize>) -> Field {
+        let mut field = self.clone();
+        if let (true, Some(length)) = (self.padded, length) {
+            field.shape[0] = length;
+        }
+        field
     }
 
     /// Bytes of one sample of this field.
@@ -139,6 +151,15 @@ pub struct Standardization {
     pub std: Vec<f32>,
 }
 
+/// A length to which batches are padded.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PaddedLength {
+    /// Elements of the first axis.
+    pub length: usize,
+    /// The share of the training samples that are as long, from 0 to 1.
+    pub share: f64,
+}
+
 /// Named, deterministic samples. Shared by any number of threads.
 pub trait Dataset: Send + Sync {
     /// The tensors of a sample, in the order of `write_sample`'s destinations.
@@ -147,7 +168,18 @@ pub trait Dataset: Send + Sync {
     /// Samples of an epoch.
     fn len(&self, split: Split) -> u64;
 
-    /// Writes sample `index` of `epoch`, one destination per field, each exactly [`Field::bytes`] long, row-major, little endian.
+    /// The lengths to which batches are padded, ascending; empty where all samples have one shape.
+    fn lengths(&self) -> &[PaddedLength] {
+        &[]
+    }
+
+    /// The least of [`Dataset::lengths`] that holds sample `index` of `epoch`; `None` where all samples have one shape.
+    fn length_of(&self, _split: Split, _epoch: u64, _index: u64) -> Option<usize> {
+        None
+    }
+
+    /// Writes sample `index` of `epoch`, one destination per field, each exactly [`Field::bytes`] long (of the field at one
+    /// length that is enough, where there are several), row-major, little endian.
     /// A pure function of (seed, epoch, index); the held-out part ignores `epoch`.
     ///
     /// # Panics
@@ -165,7 +197,25 @@ pub trait Dataset: Send + Sync {
     fn tokenizer(&self) -> Option<&Tokenizer>;
 }
 
-/// Fills one batch, `[batch, shape...]` per field, and returns how many of its samples are real.
+/// Epoch and index of the sample at `position`; see [`fill_batch`].
+fn sample_at(split: Split, position: u64, len: u64) -> (u64, u64) {
+    match split {
+        Split::Train => (position / len, position % len),
+        Split::Validation => (0, position),
+    }
+}
+
+/// The length to which the batch at `position` is padded: what its longest sample needs; `None` where all samples have one
+/// shape.
+pub fn batch_length(dataset: &dyn Dataset, split: Split, position: u64, batch: usize) -> Option<usize> {
+    let shortest = dataset.lengths().first()?.length;
+    let len = dataset.len(split);
+    let samples = (position..position + batch as u64).map(|at| sample_at(split, at, len));
+    let lengths = samples.filter(|(_, index)| *index < len).map(|(e, index)| dataset.length_of(split, e, index));
+    Some(lengths.flatten().max().unwrap_or(shortest))
+}
+
+/// Fills one batch, `[batch, shape...]` per field at [`batch_length`], and returns how many of its samples are real.
 ///
 /// Training: `position` counts samples since the start of the run; epoch = position / len, index = position % len, and a batch
 /// may straddle epochs; all samples are real. Validation: `position` is the index of the first sample; where samples run
@@ -174,7 +224,8 @@ pub trait Dataset: Send + Sync {
 /// # Panics
 /// If `out` has not one buffer of `batch * Field::bytes()` per field, or the split is empty in training.
 pub fn fill_batch(dataset: &dyn Dataset, split: Split, position: u64, batch: usize, out: &mut [&mut [u8]]) -> usize {
-    let fields = dataset.fields();
+    let length = batch_length(dataset, split, position, batch);
+    let fields: Vec<Field> = dataset.fields().iter().map(|field| field.at(length)).collect();
     let len = dataset.len(split);
     assert_eq!(out.len(), fields.len(), "one buffer per field");
     for (field, buffer) in fields.iter().zip(out.iter()) {
@@ -185,19 +236,15 @@ pub fn fill_batch(dataset: &dyn Dataset, split: Split, position: u64, batch: usi
     for slot in 0..batch {
         let mut parts: Vec<&mut [u8]> = out
             .iter_mut()
-            .zip(fields)
+            .zip(&fields)
             .map(|(buffer, field)| &mut buffer[slot * field.bytes()..(slot + 1) * field.bytes()])
             .collect();
-        let at = position + slot as u64;
-        let (epoch, index) = match split {
-            Split::Train => (at / len, at % len),
-            Split::Validation => (0, at),
-        };
+        let (epoch, index) = sample_at(split, position + slot as u64, len);
         if index < len {
             dataset.write_sample(split, epoch, index, &mut parts);
             real += 1;
         } else {
-            for (part, field) in parts.iter_mut().zip(fields) {
+            for (part, field) in parts.iter_mut().zip(&fields) {
                 for element in part.chunks_exact_mut(field.element.size()) {
                     element.copy_from_slice(&field.padding());
                 }

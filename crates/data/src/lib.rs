@@ -5,20 +5,30 @@
 //! position of a training run is one number and [`fill_batch`] needs nothing else.
 //!
 //! This crate knows nothing of graphs, models, training or command lines. Start reading at [`dataset`], then `order.rs`
-//! (the shuffle), `text/` (tokenizer, shards, windows) and `labelled/` (IDX, CSV, splits).
+//! (the shuffle), `text/` (tokenizer, shards, windows), `labelled/` (IDX, CSV, splits) and `images/` (files, sizes, changes).
 
 mod config;
 pub mod dataset;
 mod error;
 mod files;
+mod images;
 mod labelled;
 mod open;
 mod order;
 mod text;
 
-pub use config::{DataConfig, IdxPair, ImageSource, Paths, TableSource, TokenizerConfig, Validation};
-pub use dataset::{Dataset, ElementType, Facts, Field, IGNORED_LABEL, Split, SplitFacts, Standardization, fill_batch};
+pub use config::{
+    ClassWeights, DataConfig, IdxPair, ImageSource, OnCorrupt, Paths, TableSource, TextSource, TokenizerConfig,
+    Validation,
+};
+pub use dataset::{
+    Dataset, ElementType, Facts, Field, IGNORED_LABEL, PaddedLength, Split, SplitFacts, Standardization, batch_length,
+    fill_batch,
+};
 pub use error::{DataError, Place};
-pub use open::{Progress, open};
+pub use images::augment::{Augment, Jitter, RandAugment, ResizedCrop};
+pub use images::resize::Filter;
+pub use labelled::LABEL_WEIGHTS;
+pub use open::{Demands, Progress, open};
 pub use text::tokenizer::{END_OF_TEXT, UNKNOWN, load_tokenizer, save_tokenizer, tokenizer_to_json, vocabulary_size};
 pub use tokenizers::Tokenizer;

@@ -5,7 +5,21 @@ use std::path::Path;
 use crate::config::DataConfig;
 use crate::dataset::Dataset;
 use crate::error::DataError;
-use crate::{labelled, text};
+use crate::labelled::{self, Weighted};
+use crate::text;
+
+/// What training asks of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demands {
+    /// Decides the order of training samples, stratified splits and masks.
+    pub seed: u64,
+    /// Samples of a batch: where samples are padded, those of a batch are of similar length.
+    pub batch: u64,
+    /// The most tokens that the model takes. Text is cut into windows of as many, and needs it.
+    pub context: Option<usize>,
+    /// Whether tokens of a text are masked, to be guessed from both sides; otherwise the next token is.
+    pub masked: bool,
+}
 
 /// What [`open`] is doing, for a progress display.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +57,7 @@ pub enum Progress {
 
 /// Opens what `config` names.
 ///
-/// Relative paths start at `base_dir` (the experiment file's folder). Token shards are kept in `cache_dir`. `seed` decides the
-/// order of training samples and stratified splits. `context` is the window of next-token training; only text needs it.
+/// Relative paths start at `base_dir` (the experiment file's folder). Token shards are kept in `cache_dir`.
 ///
 /// # Errors
 /// A setting that is missing or contradictory, a file that cannot be read, or contents that are not what they should be.
@@ -52,36 +65,56 @@ pub fn open(
     config: &DataConfig,
     base_dir: &Path,
     cache_dir: &Path,
-    seed: u64,
-    context: Option<usize>,
+    demands: Demands,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Box<dyn Dataset>, DataError> {
-    let validation = config.validation.as_ref();
-    if config.text.is_none() && config.tokenizer.is_some() {
+    let dataset = open_source(config, base_dir, cache_dir, demands, progress)?;
+    Ok(match &config.class_weights {
+        Some(weights) => Box::new(Weighted::new(dataset, weights)?),
+        None => dataset,
+    })
+}
+
+fn open_source(
+    config: &DataConfig,
+    base_dir: &Path,
+    cache_dir: &Path,
+    demands: Demands,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Box<dyn Dataset>, DataError> {
+    let DataConfig { text, labelled_text, images, table, validation, .. } = config;
+    let validation = validation.as_ref();
+    let Demands { seed, .. } = demands;
+    if text.is_none() && labelled_text.is_none() && config.tokenizer.is_some() {
         return Err(DataError::setting(
             "data.tokenizer",
             "`tokenizer` is given, but there is no `text` to tokenise",
             "remove `tokenizer`, or name a text: text = \"book.txt\"",
         ));
     }
-    match (&config.text, &config.images, &config.table) {
-        (Some(paths), None, None) => {
-            let tokenizer = config.tokenizer.clone().unwrap_or_default();
-            let sources = text::Settings { paths, tokenizer: &tokenizer, validation, context };
-            let dataset = text::open(&sources, base_dir, cache_dir, seed, progress)?;
-            Ok(Box::new(dataset))
+    let tokenizer = config.tokenizer.clone().unwrap_or_default();
+    match (text, labelled_text, images, table) {
+        (Some(paths), None, None, None) => {
+            let sources = text::Settings { paths, tokenizer: &tokenizer, validation, demands };
+            text::open(&sources, base_dir, cache_dir, progress)
         }
-        (None, Some(images), None) => {
-            Ok(Box::new(labelled::open_images(images, validation, base_dir, seed, progress)?))
+        (None, Some(texts), None, None) => {
+            Ok(Box::new(labelled::open_labelled_texts(texts, &tokenizer, validation, base_dir, demands, progress)?))
         }
-        (None, None, Some(table)) => Ok(Box::new(labelled::open_table(table, validation, base_dir, seed, progress)?)),
-        (text, images, table) => {
-            let given: Vec<&str> = [("text", text.is_some()), ("images", images.is_some()), ("table", table.is_some())]
-                .into_iter()
-                .filter_map(|(name, given)| given.then_some(name))
-                .collect();
+        (None, None, Some(images), None) => labelled::open_images(images, validation, base_dir, seed, progress),
+        (None, None, None, Some(table)) => {
+            Ok(Box::new(labelled::open_table(table, validation, base_dir, seed, progress)?))
+        }
+        _ => {
+            let sources = [
+                ("text", text.is_some()),
+                ("labelled_text", labelled_text.is_some()),
+                ("images", images.is_some()),
+                ("table", table.is_some()),
+            ];
+            let given: Vec<&str> = sources.into_iter().filter_map(|(name, given)| given.then_some(name)).collect();
             let what = if given.is_empty() {
-                "no data is named: none of `text`, `images` and `table` is given".to_owned()
+                "no data is named: none of `text`, `labelled_text`, `images` and `table` is given".to_owned()
             } else {
                 format!("`{}` are given; one experiment has one of them", given.join("` and `"))
             };

@@ -17,6 +17,14 @@ pub(crate) enum Stream {
     Phase = 2,
     /// Which samples a stratified split holds out.
     Stratified = 3,
+    /// The order of samples of one length.
+    Lengths = 4,
+    /// The order of batches of one length.
+    Batches = 5,
+    /// Which tokens are masked, and by what.
+    Mask = 6,
+    /// How a training picture is changed.
+    Augment = 7,
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64 bits in which every input bit reaches

@@ -7,7 +7,7 @@ use std::io::Write;
 use common::{Folder, batch, config, floats, ints, sample, shipped};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use tenon_data::{Dataset, ElementType, Split, open};
+use tenon_data::{Dataset, Demands, ElementType, Split, open};
 
 fn gz(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
@@ -31,12 +31,13 @@ const IDX: &str = "images = { idx = \"i\", labels = \"l\" }\n";
 #[test]
 fn the_shipped_digits() {
     let digits = |seed: u64| {
+        let demands = Demands { seed, batch: 64, context: None, masked: false };
         let toml = r#"
             images = { csv = "mnist_5k.csv.gz", label = "last", shape = [1, 28, 28], mean = [0.1307], std = [0.3081] }
             validation = { stratified = 0.2 }
         "#;
         let nowhere = std::path::Path::new("/nonexistent");
-        open(&config(toml), &shipped(), nowhere, seed, None, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
+        open(&config(toml), &shipped(), nowhere, demands, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
     };
     let data = digits(1);
     let facts = data.facts();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Folder, config, ints, sample, shipped};
-use tenon_data::{Dataset, Progress, Split, open};
+use tenon_data::{Dataset, Demands, Progress, Split, open};
 
 const TOML: &str = r#"
     text = "t.txt"
@@ -89,8 +89,14 @@ fn every_kind_of_damage_is_found_said_and_repaired() {
                 said.push(why);
             }
         };
-        let data = open(&config(TOML), folder.dir.path(), &folder.cache(), 1, Some(16), &mut listen)
-            .unwrap_or_else(|error| panic!("{damage}: {error}"));
+        let data = open(
+            &config(TOML),
+            folder.dir.path(),
+            &folder.cache(),
+            Demands { seed: 1, batch: 4, context: Some(16), masked: false },
+            &mut listen,
+        )
+        .unwrap_or_else(|error| panic!("{damage}: {error}"));
         assert!(!data.facts().from_cache, "{damage}: used");
         assert_eq!(said.len(), 1, "{damage}: not said");
         assert_eq!(data.facts().notes, said, "{damage}");

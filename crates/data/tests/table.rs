@@ -135,7 +135,10 @@ fn bad_tables_and_settings_are_named() {
             "table = { csv = \"one.csv\", target = \"a\" }\nvalidation = { stratified = 0.5 }".to_owned(),
             "the table has one column",
         ),
-        (String::new(), "no data is named: none of `text`, `images` and `table` is given\n  --> data\n"),
+        (
+            String::new(),
+            "no data is named: none of `text`, `labelled_text`, `images` and `table` is given\n  --> data\n",
+        ),
         (table("t.csv", "text = \"t.txt\""), "`text` and `table` are given; one experiment has one of them"),
         (
             text("validation = { last = 1.5 }"),
@@ -211,5 +214,5 @@ fn settings_are_strict_and_survive_being_written() {
     let schema = schemars::schema_for!(DataConfig).to_value();
     assert_eq!(schema["additionalProperties"], false);
     let keys: Vec<&String> = schema["properties"].as_object().expect("keys").keys().collect();
-    assert_eq!(keys.len(), 5, "{keys:?}");
+    assert_eq!(keys.len(), 7, "{keys:?}");
 }

@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{Folder, batch, config, ints, sample, shipped};
-use tenon_data::{Dataset, Split, Tokenizer, load_tokenizer, open, save_tokenizer};
+use tenon_data::{Dataset, Demands, Split, Tokenizer, load_tokenizer, open, save_tokenizer};
 
 const BOOK: &str = r#"
     text = "moby-dick.txt"
@@ -54,8 +54,14 @@ fn predicted(data: &dyn Dataset, batch_size: usize) -> (Vec<u32>, u64) {
 #[test]
 fn the_book_is_split_tokenised_and_covered() {
     let cache = Folder::new(&[]);
-    let data = open(&config(BOOK), &shipped(), &cache.cache(), 1, Some(128), &mut |_| {})
-        .unwrap_or_else(|error| panic!("{error}"));
+    let data = open(
+        &config(BOOK),
+        &shipped(),
+        &cache.cache(),
+        Demands { seed: 1, batch: 4, context: Some(128), masked: false },
+        &mut |_| {},
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
     let facts = data.facts();
     let text = book_text();
     let held_out = text.len() as u64 / 10;

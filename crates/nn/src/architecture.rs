@@ -6,14 +6,14 @@ use std::sync::{Arc, LazyLock};
 use starlark::ErrorKind;
 use starlark::collections::SmallMap;
 use starlark::docs::{DocItem, DocMember};
-use starlark::environment::{Globals, GlobalsBuilder, Module};
-use starlark::eval::Evaluator;
+use starlark::environment::{FrozenModule, Globals, GlobalsBuilder, LibraryExtension, Module};
+use starlark::eval::{Evaluator, FileLoader};
 use starlark::syntax::{AstModule, Dialect};
 use starlark::values::dict::DictRef;
 use starlark::values::{Value, ValueLike};
 use tenon_graph::types::{Shape, Type};
 
-use crate::callable::{FunctionValue, OperatorValue, RangeValue};
+use crate::callable::{FunctionValue, OperatorValue, RangeValue, STANDARD};
 use crate::checkpoint::CheckpointTable;
 use crate::error::{ModelError, suggest};
 use crate::function::SECTIONS;
@@ -36,6 +36,12 @@ const MAX_SOURCE: u64 = 1 << 20;
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("mlp", include_str!("../../../architectures/mlp.star")),
     ("gpt2", include_str!("../../../architectures/gpt2.star")),
+    ("bert", include_str!("../../../architectures/bert.star")),
+    ("llama", include_str!("../../../architectures/llama.star")),
+    ("moe", include_str!("../../../architectures/moe.star")),
+    ("vit", include_str!("../../../architectures/vit.star")),
+    ("resnet", include_str!("../../../architectures/resnet.star")),
+    ("efficientnet", include_str!("../../../architectures/efficientnet.star")),
 ];
 
 /// Where an architecture program comes from.
@@ -186,12 +192,21 @@ impl Architecture {
     }
 
     /// Builds the model with these hyperparameters; the preset's values and then the defaults stand for the rest.
-    /// `preset` among them names a preset.
+    /// `preset` among them names a preset. Optional inputs come with [`Model::taking`].
     pub fn build(&self, set: &[(String, HyperValue)]) -> Result<Model, ModelError> {
+        self.build_for(set, &[])
+    }
+
+    /// As [`Architecture::build`], with the optional inputs that are among `given`.
+    pub(crate) fn build_for(&self, set: &[(String, HyperValue)], given: &[&str]) -> Result<Model, ModelError> {
         let (preset, values) = self.resolve(set)?;
         let shared = Shared::new();
+        let mut optional = Vec::new();
         let (inputs, outputs) = run(&self.file, &self.text, &shared, |module, eval| {
-            let inputs = declare_inputs(module, eval, &self.file, &values, &shared)?;
+            let mut inputs = input_types(module, eval, &self.file, &values)?;
+            optional = inputs.iter().filter(|(_, input)| input.optional).map(|(name, _)| name.clone()).collect();
+            inputs.retain(|name, input| !input.optional || given.contains(&name.as_str()));
+            let inputs = declare_inputs(inputs, eval, &shared);
             let model = member(module, "model", &self.file)?;
             check_inputs(model, &inputs, &self.file)?;
             let heap = eval.heap();
@@ -218,6 +233,7 @@ impl Architecture {
             set,
             graph,
             inputs,
+            optional,
             outputs,
             parameters: declared.parameters,
             states: declared.states,
@@ -282,7 +298,7 @@ impl From<ModelError> for Failure {
 
 /// What programs can use.
 static GLOBALS: LazyLock<Globals> = LazyLock::new(|| {
-    let mut builder = GlobalsBuilder::standard();
+    let mut builder = GlobalsBuilder::extended_by(&[LibraryExtension::StructType]);
     for function in SECTIONS.iter().flat_map(|(_, _, functions)| functions) {
         builder.set(function.name, FunctionValue(function));
     }
@@ -293,6 +309,40 @@ static GLOBALS: LazyLock<Globals> = LazyLock::new(|| {
     builder.build()
 });
 
+fn parse(file: &str, text: &str) -> starlark::Result<AstModule> {
+    let dialect = Dialect {
+        enable_keyword_only_arguments: true,
+        enable_top_level_stmt: true,
+        enable_f_strings: true,
+        ..Dialect::Standard
+    };
+    let mut program = AstModule::parse(file, text.to_string(), &dialect)?;
+    program.replace_binary_operators(&OPERATORS.map(|s| (s.to_string(), format!("operator {s}"))).into());
+    Ok(program)
+}
+
+/// What `load("llama.star", "self_attention")` finds: the functions of the built-in architectures.
+struct Blocks<'a>(&'a Shared);
+
+impl FileLoader for Blocks<'_> {
+    fn load(&self, path: &str) -> starlark::Result<FrozenModule> {
+        let built_in = BUILT_IN.iter().find(|(name, _)| path.strip_suffix(".star") == Some(name));
+        let Some((_, text)) = built_in else {
+            let known = BUILT_IN.iter().map(|(name, _)| format!("{name}.star")).collect::<Vec<_>>().join(", ");
+            let error = ModelError::new(format!("there is no built-in architecture {path:?} to load from"));
+            return Err(starlark::Error::new_other(error.help(format!("there are {known}"))));
+        };
+        let program = parse(path, text)?;
+        Module::with_temp_heap(|module| {
+            let mut eval = Evaluator::new(&module);
+            eval.extra = Some(self.0);
+            eval.eval_module(program, &GLOBALS)?;
+            drop(eval);
+            module.freeze().map_err(starlark::Error::new_other)
+        })
+    }
+}
+
 /// Runs a program and then `then` on the module that it made.
 fn run<T>(
     file: &str,
@@ -300,20 +350,13 @@ fn run<T>(
     shared: &Shared,
     then: impl for<'v> FnOnce(&Module<'v>, &mut Evaluator<'v, '_, '_>) -> Result<T, Failure>,
 ) -> Result<T, ModelError> {
-    let dialect = Dialect {
-        enable_load: false,
-        enable_keyword_only_arguments: true,
-        enable_top_level_stmt: true,
-        enable_f_strings: true,
-        ..Dialect::Standard
-    };
     let located = |failure: Failure| locate(*failure.0, shared);
-    let parsed = AstModule::parse(file, text.to_string(), &dialect);
-    let mut program = parsed.map_err(|e| locate(e, shared))?;
-    program.replace_binary_operators(&OPERATORS.map(|s| (s.to_string(), format!("operator {s}"))).into());
+    let program = parse(file, text).map_err(|e| locate(e, shared))?;
+    let blocks = Blocks(shared);
     Module::with_temp_heap(|module| {
         let mut eval = Evaluator::new(&module);
         eval.extra = Some(shared);
+        eval.set_loader(&blocks);
         let limits = eval
             .set_max_callstack_size(MAX_CALLS)
             .and_then(|()| eval.set_max_heap_size(MAX_HEAP))
@@ -401,7 +444,7 @@ fn defaults(function: Value<'_>) -> Option<Vec<(String, Option<String>)>> {
 fn literal(text: &str) -> Option<HyperValue> {
     let program = AstModule::parse("default", text.to_string(), &Dialect::Standard).ok()?;
     Module::with_temp_heap(|module| {
-        let value = Evaluator::new(&module).eval_module(program, &Globals::new()).ok()?;
+        let value = Evaluator::new(&module).eval_module(program, &STANDARD).ok()?;
         HyperValue::from_starlark(value)
     })
 }
@@ -421,14 +464,13 @@ fn presets_of(value: Value<'_>, hyperparameters: &[HyperParameter]) -> Result<Ve
     Ok(presets)
 }
 
-/// Makes the inputs of the graph. Each comes with the tensor that the model sees.
-fn declare_inputs<'v>(
+/// The inputs that the file has with these hyperparameters.
+fn input_types<'v>(
     module: &Module<'v>,
     eval: &mut Evaluator<'v, '_, '_>,
     file: &str,
     values: &[(String, HyperValue)],
-    shared: &Shared,
-) -> Result<Vec<(Input, Value<'v>)>, Failure> {
+) -> Result<SmallMap<String, InputValue>, Failure> {
     let heap = eval.heap();
     let mut inputs = member(module, "inputs", file)?;
     if let Some(parameters) = defaults(inputs) {
@@ -451,24 +493,26 @@ fn declare_inputs<'v>(
     let form = || {
         ModelError::new(format!("{file}: `inputs` is a dict from names to input types such as tokens(\"b\", \"t\")"))
     };
-    let dict: SmallMap<String, InputValue> = DictRef::from_value(inputs)
-        .and_then(|dict| {
-            let pair = |(k, v): (Value<'v>, Value<'v>)| {
-                Some((k.unpack_str()?.to_string(), v.downcast_ref::<InputValue>()?.clone()))
-            };
-            dict.iter().map(pair).collect::<Option<_>>()
-        })
-        .ok_or_else(form)?;
+    let pair =
+        |(k, v): (Value<'v>, Value<'v>)| Some((k.unpack_str()?.to_string(), v.downcast_ref::<InputValue>()?.clone()));
+    Ok(DictRef::from_value(inputs).and_then(|dict| dict.iter().map(pair).collect::<Option<_>>()).ok_or_else(form)?)
+}
+
+/// Makes the inputs of the graph. Each comes with the tensor that the model sees.
+fn declare_inputs<'v>(
+    inputs: SmallMap<String, InputValue>,
+    eval: &mut Evaluator<'v, '_, '_>,
+    shared: &Shared,
+) -> Vec<(Input, Value<'v>)> {
     let session = shared.lock();
-    let mut declared = Vec::new();
-    for (name, InputValue { dtype, dims, image }) in dict {
+    let declare = |(name, InputValue { dtype, dims, image, .. }): (String, InputValue)| {
         let shape: Shape = dims.into_iter().collect();
         let data = session.data(&name, Type::new(dtype, shape.clone()));
         let seen = if image { data.transpose(&[0, 2, 3, 1]) } else { data };
-        let seen = heap.alloc(TensorValue::new(seen, shared));
-        declared.push((Input { name, dtype, shape, value: data.value() }, seen));
-    }
-    Ok(declared)
+        let seen = eval.heap().alloc(TensorValue::new(seen, shared));
+        (Input { name, dtype, shape, value: data.value() }, seen)
+    };
+    inputs.into_iter().map(declare).collect()
 }
 
 /// Refuses inputs that the `model` function does not take, and the reverse.

@@ -245,7 +245,7 @@ impl<'v> StarlarkValue<'v> for OperatorValue {
 const MAX_RANGE: i64 = 1_000_000;
 
 /// What programs can use in plain Starlark.
-static STANDARD: LazyLock<Globals> = LazyLock::new(Globals::standard);
+pub(crate) static STANDARD: LazyLock<Globals> = LazyLock::new(Globals::standard);
 
 /// Starlark's `range`, for ranges that an architecture may have.
 #[derive(ProvidesStaticType, NoSerialize, Allocative)]

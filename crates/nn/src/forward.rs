@@ -89,6 +89,8 @@ pub fn forward<V: AsRef<[f32]>>(
     inputs: &[NamedTensor],
     backend: &dyn Backend,
 ) -> Result<Vec<NamedTensor>, ModelError> {
+    let given: Vec<&str> = inputs.iter().map(|t| t.name.as_str()).collect();
+    let model = &model.clone().taking(&given)?;
     let bindings = bind(model, inputs)?;
     model.check(&bindings)?;
     let graph = for_evaluation(&model.graph).map_err(ModelError::from)?;
@@ -133,7 +135,9 @@ fn bind(model: &Model, inputs: &[NamedTensor]) -> Result<Bindings, ModelError> {
         if !superfluous.is_empty() {
             error = error.note(format!("not an input: {}", names(superfluous)));
         }
-        return Err(error.help(format!("{model} takes {}", names(declared))));
+        let optional: Vec<&str> = model.optional.iter().map(String::as_str).filter(|n| !declared.contains(n)).collect();
+        let and = if optional.is_empty() { String::new() } else { format!(", and if given {}", names(optional)) };
+        return Err(error.help(format!("{model} takes {}{and}", names(declared))));
     }
     let mut bindings = Bindings::new();
     for tensor in inputs {
@@ -195,36 +199,6 @@ fn write(model: &Model, tensor: &NamedTensor, buffer: &mut [u8]) -> Result<(), M
         (Values::Int(_), DType::BF16 | DType::U32) => return misfit("which no file gives".into()),
     }
     Ok(())
-}
-
-/// The mean cross-entropy that transformers reports as `loss`: of the next tokens for logits `[b, t, v]` and labels
-/// `[b, t]`, of the class for logits `[b, c]` and labels `[b]`; labels of -100 do not count. Computed in `f64`.
-pub fn cross_entropy(logits: &NamedTensor, labels: &NamedTensor) -> Option<f64> {
-    let (Values::Float(scores), Values::Int(targets)) = (&logits.values, &labels.values) else { return None };
-    let (&classes, rows) = logits.shape.split_last()?;
-    if rows != labels.shape || classes == 0 {
-        return None;
-    }
-    let shift = usize::from(rows.len() == 2);
-    let per_sequence = if rows.len() == 2 { rows[1] } else { 1 };
-    let (mut sum, mut count) = (0.0, 0);
-    for (row, scores) in scores.chunks_exact(classes).enumerate() {
-        if shift == 1 && row % per_sequence == per_sequence - 1 {
-            continue;
-        }
-        let target = targets[row + shift];
-        let Some(at_target) = usize::try_from(target).ok().and_then(|t| scores.get(t)) else {
-            if target == -100 {
-                continue;
-            }
-            return None;
-        };
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let total: f64 = scores.iter().map(|s| f64::from(s - max).exp()).sum();
-        sum += total.ln() + f64::from(max) - f64::from(*at_target);
-        count += 1;
-    }
-    Some(sum / f64::from(count))
 }
 
 impl From<BackendError> for ModelError {

@@ -7,6 +7,7 @@
 pub mod architecture;
 mod callable;
 pub mod checkpoint;
+mod config;
 mod error;
 mod export;
 pub mod forward;
@@ -16,16 +17,19 @@ pub mod generate;
 mod hyper;
 pub mod init;
 pub mod lora;
+pub mod loss;
 pub mod model;
 mod operators;
 mod reference;
 mod session;
+mod stored;
 mod value;
 mod weights;
 
 pub use architecture::{Architecture, ArchitectureSource};
+pub use config::{further_keys, open, open_foreign};
 pub use error::{ModelError, Report};
-pub use export::{export, open};
+pub use export::export;
 pub use hyper::HyperValue;
 pub use init::{initialise, initialise_into};
 pub use model::{Model, Parameter};

@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use tenon_graph::composite::attention::ATTENTION;
 use tenon_graph::diagnostic::Site;
 use tenon_graph::dim::{Bindings, Dim};
 use tenon_graph::graph::{Graph, Value};
+use tenon_graph::op::Op;
 use tenon_graph::types::{DType, Shape};
 
 use crate::architecture::{Architecture, ArchitectureSource};
@@ -88,6 +90,8 @@ pub struct Model {
     pub graph: Graph,
     /// The data that the model takes.
     pub inputs: Vec<Input>,
+    /// The names of its optional inputs, of which it takes those that are among `inputs`.
+    pub optional: Vec<String>,
     /// The results, by name, in order.
     pub outputs: Vec<(String, Value)>,
     /// The weights, in the order of declaration.
@@ -102,6 +106,28 @@ impl Model {
     /// Builds the model that `source` describes, with the given hyperparameters. `preset` among them names a preset.
     pub fn load(source: &ArchitectureSource, hyperparameters: &[(String, HyperValue)]) -> Result<Model, ModelError> {
         Architecture::load(source)?.build(hyperparameters)
+    }
+
+    /// The same model with those optional inputs that are among `given`, and no other.
+    ///
+    /// # Errors
+    /// The program fails with them.
+    pub fn taking(self, given: &[&str]) -> Result<Model, ModelError> {
+        let takes = |name: &str| self.inputs.iter().any(|input| input.name == name);
+        if self.optional.iter().all(|name| takes(name) == given.contains(&name.as_str())) {
+            return Ok(self);
+        }
+        let Model { preset, set, .. } = self;
+        Ok(Model { preset, set, ..self.architecture.build_for(&self.hyperparameters, given)? })
+    }
+
+    /// Whether a token depends on no later one, so that the model can learn to predict the next: its every attention is
+    /// causal.
+    pub fn is_causal(&self) -> bool {
+        self.graph.nodes().all(|node| match &self.graph.node(node).op {
+            Op::Composite(composite) if composite.def.name == ATTENTION.name => composite.attrs.flag("causal"),
+            _ => true,
+        })
     }
 
     /// The number of elements of all parameters.

@@ -287,6 +287,8 @@ pub(crate) struct InputValue {
     pub dims: Vec<Dim>,
     /// Whether the model sees it channels last although it arrives channels first.
     pub image: bool,
+    /// Whether the model can do without it.
+    pub optional: bool,
 }
 
 impl fmt::Display for InputValue {

@@ -19,6 +19,10 @@ fn presets_have_the_published_parameter_counts() {
         ("gpt2-large", 774_030_080),
         ("gpt2-xl", 1_557_611_200),
         ("simple-nn", 101_770),
+        ("vit-b/16", 86_567_656),
+        ("resnet-50", 25_557_032),
+        ("efficientnet_b0", 5_288_548),
+        ("efficientnet-b7", 66_347_960),
     ];
     for (name, count) in expected {
         let model = load(name, &[]);

@@ -15,7 +15,7 @@ pub enum Better {
 }
 
 /// The metrics of which more is better; of all others less is.
-const HIGHER: &[&str] = &["accuracy", "precision", "recall", "f1", "auc", "r2", "bleu", "rouge", "iou", "map"];
+const HIGHER: &[&str] = &["accuracy", "precision", "recall", "f1", "auc", "mcc", "r2", "bleu", "rouge", "iou", "map"];
 
 impl Better {
     /// The direction of a metric by its name: `val_accuracy`, `top5_accuracy` and `accuracy` are of one kind.

@@ -16,6 +16,7 @@ pub mod rate;
 pub mod report;
 pub mod run;
 pub mod run_folder;
+pub mod scores;
 pub mod setup;
 pub mod tensorboard;
 pub mod trainer;

@@ -21,12 +21,14 @@ pub struct Sums<'g> {
     pub count: Tensor<'g>,
     /// How many predictions are right; `None` where there is no right and wrong.
     pub correct: Option<Tensor<'g>>,
+    /// The class that is predicted for each label, `i32`; `None` where there are none.
+    pub predicted: Option<Tensor<'g>>,
 }
 
 /// The type of the labels that belong to predictions of this type.
 pub fn labels_type(objective: Objective, predictions: &Type) -> Type {
     match objective {
-        Objective::NextToken | Objective::Classification => {
+        Objective::NextToken | Objective::MaskedLm | Objective::Classification => {
             let rank = predictions.shape.rank();
             let rows: Shape = predictions.shape[..rank.saturating_sub(1)].into();
             Type { dtype: DType::I32, shape: rows }
@@ -40,21 +42,28 @@ pub fn usual(rank: usize) -> Objective {
     if rank == 3 { Objective::NextToken } else { Objective::Classification }
 }
 
-/// The sums of a batch: predictions (`logits`) against `labels`.
-pub fn sums<'g>(objective: Objective, predictions: Tensor<'g>, labels: Tensor<'g>, smoothing: f64) -> Sums<'g> {
+/// The sums of a batch: predictions (`logits`) against `labels`, whose losses count as much as `weights` say.
+pub fn sums<'g>(
+    objective: Objective,
+    predictions: Tensor<'g>,
+    labels: Tensor<'g>,
+    weights: Option<Tensor<'g>>,
+    smoothing: f64,
+) -> Sums<'g> {
     let b = predictions.builder();
     match objective {
-        Objective::NextToken | Objective::Classification => {
+        Objective::NextToken | Objective::MaskedLm | Objective::Classification => {
             let attrs = Attrs::default()
                 .with("ignore_index", Attr::Int(IGNORED.into()))
                 .with("label_smoothing", Attr::Float(smoothing));
             let losses = b.composite(&CROSS_ENTROPY, &[predictions, labels], attrs)[0];
             let counts = !labels.equal(f64::from(IGNORED));
-            let hits = predictions.argmax(-1).reshape(labels.shape()).equal(labels);
+            let predicted = predictions.argmax(-1).reshape(labels.shape());
             Sums {
-                loss: losses.sum_all(),
+                loss: weights.map_or(losses, |weights| losses * weights).sum_all(),
                 count: counts.cast(DType::F32).sum_all(),
-                correct: Some(hits.cast(DType::F32).sum_all()),
+                correct: Some(predicted.equal(labels).cast(DType::F32).sum_all()),
+                predicted: Some(predicted),
             }
         }
         Objective::MultiLabel | Objective::Regression => {
@@ -73,6 +82,7 @@ pub fn sums<'g>(objective: Objective, predictions: Tensor<'g>, labels: Tensor<'g
                 loss: counts.select(losses, b.scalar(0.0)).sum_all(),
                 count: counts.cast(DType::F32).sum_all(),
                 correct,
+                predicted: None,
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tenon_data::{Dataset, ElementType};
+use tenon_data::{Dataset, ElementType, PaddedLength};
 use tenon_graph::backend::{Allocation, Backend};
 use tenon_graph::cost;
 use tenon_graph::diagnostic::Diagnostic;
@@ -16,7 +16,7 @@ use tenon_graph::passes::recompute::{Fitted, TooLarge, fit};
 use tenon_graph::types::DType;
 use tenon_nn::Model;
 
-use crate::experiment::{ByteSize, Precision};
+use crate::experiment::{ByteSize, Objective, Precision};
 use crate::objective::LABELS;
 use crate::programs::{DENOMINATOR, Recipe, Training};
 
@@ -99,6 +99,10 @@ pub struct RunPlan {
     pub training: Vec<Arc<Program>>,
     /// The program of an evaluation batch.
     pub evaluate: Arc<Program>,
+    /// The programs of batches that are padded to less than the longest sample.
+    pub shorter: Vec<Shorter>,
+    /// What is learnt.
+    pub objective: Objective,
     /// All memory of the run.
     pub allocation: Allocation,
     /// Elements of the model's parameters.
@@ -111,25 +115,44 @@ pub struct RunPlan {
     pub again_flops: f64,
     /// The sizes that the symbols stand for.
     pub bindings: Bindings,
-    /// Batches of one optimizer step.
-    accumulate: f64,
+    /// What an optimizer step runs, and how often on average.
+    runs: Vec<(Arc<Program>, f64)>,
+}
+
+/// The programs of batches of one length.
+pub struct Shorter {
+    /// The length, one of [`Dataset::lengths`].
+    pub length: usize,
+    /// As the first of [`RunPlan::training`].
+    pub batch: Arc<Program>,
+    /// As [`RunPlan::evaluate`].
+    pub evaluate: Arc<Program>,
 }
 
 impl RunPlan {
-    /// The programs in the order in which a session takes them: training, then evaluation.
+    /// The programs in the order in which a session takes them: training, evaluation, then those of shorter batches.
     pub fn programs(&self) -> Vec<Arc<Program>> {
-        self.training.iter().cloned().chain([self.evaluate.clone()]).collect()
+        let shorter = self.shorter.iter().flat_map(|s| [s.batch.clone(), s.evaluate.clone()]);
+        self.training.iter().cloned().chain([self.evaluate.clone()]).chain(shorter).collect()
     }
 
     /// About how many seconds an optimizer step takes on a backend, which may have to measure its speed first.
     pub fn step_seconds(&self, backend: &dyn Backend) -> f64 {
-        let times = [self.accumulate, 1.0];
-        self.training.iter().zip(times).map(|(p, times)| backend.estimate_seconds(p) * times).sum()
+        self.runs.iter().map(|(program, times)| backend.estimate_seconds(program) * times).sum()
     }
 
-    /// The number of the evaluation program.
-    pub fn evaluation(&self) -> usize {
-        self.training.len()
+    /// The number of the program that trains on a batch of this length.
+    pub fn batch_program(&self, length: Option<usize>) -> usize {
+        self.shorter_at(length).map_or(0, |at| self.training.len() + 1 + 2 * at)
+    }
+
+    /// The number of the evaluation program of this length.
+    pub fn evaluation(&self, length: Option<usize>) -> usize {
+        self.shorter_at(length).map_or(self.training.len(), |at| self.training.len() + 2 + 2 * at)
+    }
+
+    fn shorter_at(&self, length: Option<usize>) -> Option<usize> {
+        self.shorter.iter().position(|s| Some(s.length) == length)
     }
 }
 
@@ -212,52 +235,99 @@ impl Planner<'_> {
 
     /// One try; the inner error is in bytes of the whole run.
     fn attempt(&self, batch: usize, bf16: bool) -> Result<Result<RunPlan, TooLarge>, PlanError> {
-        let Planner { recipe, backend, .. } = self;
-        let bindings = bind_to_data(recipe.model, &self.training[0], self.data, batch)?;
-        check_limits(recipe.model, &bindings)?;
-        let options = Options { bindings, bf16 };
+        let Planner { recipe, data, backend, .. } = self;
         let broken = |e| PlanError::Graph(vec![e]);
-        // The first program has a backward pass, and so something to recompute; of the others there is one version.
-        let mut others: Vec<Arc<Program>> = Vec::new();
-        for graph in self.training[1..].iter().chain([&self.evaluation]) {
-            others.push(Arc::new(compile(graph, &options).map_err(broken)?));
+        let lengths = data.lengths();
+        let options = |length: Option<usize>| -> Result<Options, PlanError> {
+            let bindings = bind_to_data(recipe.model, &self.training[0], *data, batch, length)?;
+            Ok(Options { bindings, bf16 })
+        };
+        let longest = options(lengths.last().map(|l| l.length))?;
+        check_limits(recipe.model, &longest.bindings)?;
+        let shorter = lengths.split_last().map_or(&[][..], |(_, shorter)| shorter);
+        let shorter = shorter.iter().map(|l| options(Some(l.length))).collect::<Result<Vec<_>, _>>()?;
+
+        // A batch's program has a backward pass, and so something to recompute; of the others there is one version.
+        let plain = |graph: &Graph, options: &Options| compile(graph, options).map(Arc::new).map_err(broken);
+        let updates = self.training[1..].iter().map(|g| plain(g, &longest)).collect::<Result<Vec<_>, _>>()?;
+        let evaluate = plain(&self.evaluation, &longest)?;
+        let evaluations = shorter.iter().map(|o| plain(&self.evaluation, o)).collect::<Result<Vec<_>, _>>()?;
+        let mut fixed: Vec<Arc<Program>> = updates.iter().chain([&evaluate]).chain(&evaluations).cloned().collect();
+
+        let mut batches: Vec<Fitted> = Vec::new();
+        let mut over: Option<TooLarge> = None;
+        for options in [&longest].into_iter().chain(&shorter) {
+            let scratch = fixed.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+            let size = |program: &Program| {
+                let programs: Vec<&Program> = [program].into_iter().chain(fixed.iter().map(|p| &**p)).collect();
+                Allocation::of(&programs, scratch.max(backend.scratch_bytes(program))).total()
+            };
+            match fit(&prepare(&self.training[0], options).map_err(broken)?, self.budget, &size) {
+                Ok(fitted) => {
+                    fixed.push(Arc::new(fitted.program.clone()));
+                    batches.push(fitted);
+                }
+                Err(new) => {
+                    let worse = |o: TooLarge| TooLarge {
+                        plain: o.plain.max(new.plain),
+                        smallest: o.smallest.max(new.smallest),
+                    };
+                    over = Some(over.map_or(new, worse));
+                }
+            }
         }
-        let scratch = others.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
-        let allocation = |first: &Program| {
-            let programs: Vec<&Program> = std::iter::once(first).chain(others.iter().map(|p| &**p)).collect();
-            Allocation::of(&programs, scratch.max(backend.scratch_bytes(first)))
+        if let Some(over) = over {
+            return Ok(Err(over));
+        }
+        let scratch = fixed.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
+        let allocation = Allocation::of(&fixed.iter().map(|p| &**p).collect::<Vec<_>>(), scratch);
+
+        // What a step costs on average: batches of every length as often as the data has samples of it, then the update.
+        let mut shares: Vec<f64> = lengths.iter().map(|l| l.share).collect();
+        let longest_share = shares.pop().unwrap_or(1.0);
+        shares.insert(0, longest_share);
+        let times = recipe.train.accumulate as f64;
+        let again_flops = batches.iter().zip(&shares).map(|(f, share)| f.again_flops * share * times).sum();
+        let mut batches = batches.into_iter().map(|f| Arc::new(f.program));
+        let training: Vec<Arc<Program>> = batches.next().into_iter().chain(updates).collect();
+        let batch_of = |((length, batch), evaluate): ((&PaddedLength, Arc<Program>), Arc<Program>)| Shorter {
+            length: length.length,
+            batch,
+            evaluate,
         };
-        let first = prepare(&self.training[0], &options).map_err(broken)?;
-        let Fitted { program, again_flops } = match fit(&first, self.budget, &|p| allocation(p).total()) {
-            Ok(fitted) => fitted,
-            Err(over) => return Ok(Err(over)),
-        };
-        let allocation = allocation(&program);
-        let evaluate = others.pop().expect("evaluation is the last program");
-        let training: Vec<Arc<Program>> = std::iter::once(Arc::new(program)).chain(others).collect();
-        let accumulate = recipe.train.accumulate as f64;
-        let times = [accumulate, 1.0];
-        let flops = training.iter().zip(times).map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
+        let shorter: Vec<Shorter> = lengths.iter().zip(batches).zip(evaluations).map(batch_of).collect();
+        let of_batches = [&training[0]].into_iter().chain(shorter.iter().map(|s| &s.batch)).zip(&shares);
+        let of_batches = of_batches.map(|(p, share)| (p.clone(), share * times));
+        let runs: Vec<_> = of_batches.chain(training[1..].iter().map(|p| (p.clone(), 1.0))).collect();
+        let flops = runs.iter().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
         Ok(Ok(RunPlan {
             training,
             evaluate,
+            shorter,
+            objective: recipe.objective,
             allocation,
             parameters: recipe.model.parameter_count() as u64,
             trained: recipe.model.trainable_count() as u64,
             flops,
-            again_flops: again_flops * accumulate,
-            bindings: options.bindings,
-            accumulate,
+            again_flops,
+            bindings: longest.bindings,
+            runs,
         }))
     }
 }
 
 /// The sizes of the model's symbols that the data's samples and the batch give.
-fn bind_to_data(model: &Model, graph: &Graph, data: &dyn Dataset, batch: usize) -> Result<Bindings, PlanError> {
+fn bind_to_data(
+    model: &Model,
+    graph: &Graph,
+    data: &dyn Dataset,
+    batch: usize,
+    length: Option<usize>,
+) -> Result<Bindings, PlanError> {
     let mut bindings = Bindings::new();
     let inputs = graph.inputs().filter(|(_, name, role, _)| *role == Role::Data && &***name != DENOMINATOR);
     for (_, name, _, ty) in inputs {
-        let Some(field) = data.fields().iter().find(|f| f.name == **name) else {
+        let Some(field) = data.fields().iter().find(|f| f.name == **name).map(|f| f.at(length)) else {
             let given: Vec<&str> = data.fields().iter().map(|f| f.name.as_str()).collect();
             let message = format!(
                 "the model takes `{name}`, which the data does not give\n  the data gives: {}",

@@ -9,6 +9,7 @@ use tenon_graph::passes::rewrite::rename_inputs;
 use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Shape, Type};
 
+use tenon_data::LABEL_WEIGHTS;
 use tenon_nn::{Model, RANDOM_KEY};
 
 use crate::experiment::{Objective, Train};
@@ -16,10 +17,12 @@ use crate::objective::{labels, sums};
 use crate::rate;
 use crate::update::{Moment, Weight, average, count_step, norm_and_scale, update};
 
-/// The scalar input that the sum of losses is divided by: the labels that count in a whole step.
+/// The scalar input that the sum of losses is divided by: the labels that count in a whole step, or their weights' sum.
 pub const DENOMINATOR: &str = "denominator";
 /// The scalar input in which accumulated batches sum their losses.
 pub const LOSS_SUM: &str = "gradient_of_steps.loss";
+/// The output of a model that is added to the loss in training, such as how unevenly experts are chosen.
+pub const AUXILIARY: &str = "aux_loss";
 
 /// What the training graphs are made from.
 pub struct Recipe<'a> {
@@ -29,6 +32,8 @@ pub struct Recipe<'a> {
     pub train: &'a Train,
     /// What is learnt.
     pub objective: Objective,
+    /// Whether samples bring the weight of their class.
+    pub weighted: bool,
     /// Optimizer steps in all.
     pub steps: u64,
 }
@@ -80,14 +85,14 @@ impl Recipe<'_> {
         let b = Builder::extend(for_training(&self.model.graph).map_err(|e| vec![e])?);
         let names = self.trainable();
         let predictions = predictions(&b);
-        let sums = sums(
-            self.objective,
-            predictions,
-            labels(&b, self.objective, &predictions.ty()),
-            self.train.label_smoothing,
-        );
+        let labels = labels(&b, self.objective, &predictions.ty());
+        let weights = self.weighted.then(|| b.input(LABEL_WEIGHTS, Role::Data, Type::new(DType::F32, labels.shape())));
+        let sums = sums(self.objective, predictions, labels, weights, self.train.label_smoothing);
         let denominator = b.input(DENOMINATOR, Role::Data, scalar_type());
-        let loss = sums.loss / denominator;
+        let loss = match self.auxiliary(&b) {
+            Some(auxiliary) => sums.loss / denominator + auxiliary,
+            None => sums.loss / denominator,
+        };
         b.set_phase(Phase::Backward);
         let weights: Vec<Tensor<'_>> = names.iter().map(|name| self.weight(&b, name)).collect();
         let gradients = gradients(loss, &weights);
@@ -130,7 +135,19 @@ impl Recipe<'_> {
         Ok(Training::Accumulated { accumulate, update: trained(b)? })
     }
 
-    /// The graph of an evaluation batch: `loss_sum`, `count` and, where there is right and wrong, `correct`.
+    /// The part of one batch in what the model itself adds to the loss.
+    fn auxiliary<'g>(&self, b: &'g Builder) -> Option<Tensor<'g>> {
+        let value = b.graph().output(AUXILIARY)?;
+        let loss = b.tensor(value);
+        if loss.rank() > 0 {
+            let message = format!("the output `{AUXILIARY}` is {}, not one number", loss.shape());
+            return Some(b.fail(message, &[loss], Some("sum it over its axes".into())));
+        }
+        Some(loss.cast(DType::F32) * (1.0 / self.train.accumulate as f64))
+    }
+
+    /// The graph of an evaluation batch: `loss_sum`, `count` and, where there is right and wrong, `correct`; of classes also
+    /// `predicted`, the class of each label, and of two classes `margin`, by how much the second is preferred.
     ///
     /// # Errors
     /// Whatever does not fit in the model, its outputs or the objective.
@@ -147,14 +164,22 @@ impl Recipe<'_> {
         let b = Builder::extend(model);
         let predictions = predictions(&b);
         // The measure is the plain loss: smoothing is a way to train, not what is wanted.
-        let sums = sums(self.objective, predictions, labels(&b, self.objective, &predictions.ty()), 0.0);
+        let sums = sums(self.objective, predictions, labels(&b, self.objective, &predictions.ty()), None, 0.0);
         b.output("loss_sum", sums.loss);
         b.output("count", sums.count);
         if let Some(correct) = sums.correct {
             b.output("correct", correct);
         }
+        if let (Objective::Classification, Some(predicted)) = (self.objective, sums.predicted) {
+            b.output("predicted", predicted);
+            if predictions.shape().last().and_then(|classes| classes.as_const()) == Some(2) {
+                let logit = |class: usize| predictions.slice(-1, class, 1).cast(DType::F32);
+                b.output("margin", (logit(1) - logit(0)).reshape(predicted.shape()));
+            }
+        }
         let mut graph = b.finish()?;
-        graph.outputs.retain(|(name, _)| matches!(&**name, "loss_sum" | "count" | "correct"));
+        let ours = ["loss_sum", "count", "correct", "predicted", "margin"];
+        graph.outputs.retain(|(name, _)| ours.contains(&&**name));
         Ok(graph)
     }
 

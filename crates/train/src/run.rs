@@ -199,6 +199,7 @@ fn begin(setup: &Setup, job: &Job<'_>, path: &Path) -> Result<RunFolder, RunErro
         machine: job.backend.describe(),
         data: setup.data.checksum().into(),
         seed: setup.experiment.train.seed,
+        classes: setup.data.facts().class_names.clone(),
     };
     RunFolder::open(path, &setup.experiment, &origin, file).map(|(folder, _)| folder)
 }
@@ -217,6 +218,9 @@ fn train(
     reset_peak();
     let before = resident_bytes(NOW);
     let mut trainer = Trainer::new(plan, &setup.trained, settings, &*setup.data, job.backend)?;
+    if let Some(start) = &setup.start {
+        trainer.start_from(&start.weights()?);
+    }
     let around = Surroundings { folder, observer, stop: job.stop, is_poor };
     let trained = fit(&mut trainer, settings, setup.steps, around)?;
     let bytes = |planned: usize, measured: Option<usize>| (Some(planned as f64), measured.map(|m| m as f64));
@@ -452,9 +456,20 @@ fn generate(run: &Finished<'_>, job: &Job<'_>) -> Result<Option<String>, RunFail
     Ok(Some(tokenizer.decode(&tokens, false).map_err(broken)?))
 }
 
+/// The names of the classes as `config.json` has them.
+fn class_names(facts: &Facts) -> Vec<(&'static str, serde_json::Value)> {
+    if facts.class_names.is_empty() {
+        return Vec::new();
+    }
+    let names = || facts.class_names.iter().enumerate();
+    let by_id: BTreeMap<String, &String> = names().map(|(id, name)| (id.to_string(), name)).collect();
+    let by_name: BTreeMap<&String, usize> = names().map(|(id, name)| (name, id)).collect();
+    vec![("id2label", serde_json::json!(by_id)), ("label2id", serde_json::json!(by_name))]
+}
+
 /// Exports a model, reads it again and returns the greatest difference of a weight.
 fn deploy(setup: &Setup, values: &[Vec<f32>], folder: &Path) -> Result<f64, RunFailure> {
-    export(&setup.model, values, folder, &[])?;
+    export(&setup.model, values, folder, &class_names(setup.data.facts()))?;
     if let Some(tokenizer) = setup.data.tokenizer() {
         save_tokenizer(tokenizer, &folder.join("tokenizer.json"))?;
     }

@@ -48,6 +48,9 @@ pub struct Origin {
     pub data: String,
     /// The seed of weights, order of samples, dropout and trials.
     pub seed: u64,
+    /// The names of the classes, in the order of their labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
 }
 
 /// What `result.json` tells.

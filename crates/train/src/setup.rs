@@ -3,10 +3,12 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use tenon_data::{DataError, Dataset, ElementType, Facts, Progress, Split};
+use tenon_data::{
+    DataConfig, DataError, Dataset, Demands, ElementType, Facts, LABEL_WEIGHTS, Progress, Split, TokenizerConfig,
+};
 use tenon_graph::backend::Backend;
 use tenon_nn::lora::{Adapter, freeze, lora};
-use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError};
+use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError, Parameter, load_safetensors};
 
 use crate::experiment::{Experiment, Hyperparameter, Lora, Objective, Train, matches_any};
 use crate::objective::{LABELS, usual};
@@ -61,6 +63,8 @@ pub struct Setup {
     pub data: Box<dyn Dataset>,
     /// The model, as it is exported.
     pub model: Model,
+    /// What training starts from; absent: initial weights.
+    pub start: Option<Start>,
     /// The model as it is trained: with additions of low rank and frozen parameters where the experiment asks for them.
     pub trained: Model,
     /// The additions.
@@ -69,6 +73,59 @@ pub struct Setup {
     pub objective: Objective,
     /// Optimizer steps in all.
     pub steps: u64,
+}
+
+/// A folder that has less than one in so many weights was not meant.
+const LEAST_KEPT: usize = 10;
+
+/// A model whose weights training starts from.
+pub struct Start {
+    folder: PathBuf,
+    model: Model,
+    /// The weights that are there.
+    kept: Vec<String>,
+    /// The weights that are not there or of another shape, and so start anew.
+    pub fresh: Vec<String>,
+}
+
+impl Start {
+    fn open(folder: PathBuf) -> Result<Start, ModelError> {
+        let model = tenon_nn::open(&folder)?;
+        Ok(Start { folder, model, kept: Vec::new(), fresh: Vec::new() })
+    }
+
+    /// Notes what of `model` is there and what is not; an error if that is nearly all.
+    fn compare(&mut self, model: &Model) -> Result<(), SetupError> {
+        let fits = |v: &Parameter| self.model.variables().any(|own| own.name == v.name && own.shape == v.shape);
+        let (mut there, mut all) = (0, 0);
+        for variable in model.variables() {
+            all += variable.elements();
+            there += if fits(variable) { variable.elements() } else { 0 };
+        }
+        let (kept, fresh): (Vec<&Parameter>, Vec<&Parameter>) = model.variables().partition(|v| fits(v));
+        let names = |variables: Vec<&Parameter>| variables.into_iter().map(|v| v.name.clone()).collect();
+        (self.kept, self.fresh) = (names(kept), names(fresh));
+        if there < all / LEAST_KEPT {
+            let message = format!(
+                "{} has only {there} of the {all} weights of the model {model} that is to start from it",
+                self.folder.display()
+            );
+            return Err(SetupError::Mismatch(format!(
+                "{message}\n  try: remove the hyperparameters that change its sizes"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The values of the weights that are there, by name.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn weights(&self) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
+        let values = load_safetensors(&self.folder, &self.model)?;
+        let all = self.model.variables().map(|v| v.name.clone()).zip(values);
+        Ok(all.filter(|(name, _)| self.kept.contains(name)).collect())
+    }
 }
 
 fn hyper_value(value: &Hyperparameter) -> HyperValue {
@@ -103,26 +160,44 @@ impl Setup {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Setup, SetupError> {
         let base = origin.parent().unwrap_or(Path::new(""));
-        let source = match experiment.model.file(origin) {
-            Some(path) => ArchitectureSource::File(path),
-            None => ArchitectureSource::Named(experiment.model.architecture.clone()),
+        let mut start = match &experiment.model.from {
+            Some(folder) => Some(Start::open(base.join(folder))?),
+            None => None,
         };
-        let architecture = Architecture::load(&source)?;
+        let architecture = match (&start, experiment.model.file(origin)) {
+            (Some(start), _) => start.model.architecture.clone(),
+            (None, Some(path)) => Architecture::load(&ArchitectureSource::File(path))?,
+            (None, None) => {
+                let name = experiment.model.architecture.clone().unwrap_or_default();
+                Architecture::load(&ArchitectureSource::Named(name))?
+            }
+        };
         let mut set: Vec<(String, HyperValue)> =
             experiment.model.hyperparameters.iter().map(|(name, value)| (name.clone(), hyper_value(value))).collect();
         if let Some(preset) = &experiment.model.preset {
             set.push(("preset".into(), HyperValue::Text(preset.clone())));
         }
+        let given: Vec<String> = set.iter().map(|(name, _)| name.clone()).collect();
+        let inherited = start.iter().flat_map(|start| &start.model.hyperparameters);
+        set.extend(inherited.filter(|(name, _)| !given.contains(name)).cloned());
         // The length of samples is the model's choice, so the model is built once before the data is there.
         let first = architecture.build(&set)?;
         let context = match first.hyperparameter("context") {
             Some(HyperValue::Int(n)) => usize::try_from(*n).ok(),
             _ => None,
         };
-        let data = tenon_data::open(&experiment.data, base, cache, experiment.train.seed, context, progress)?;
+        let Train { seed, batch, .. } = experiment.train;
+        let masked = experiment.train.objective == Some(Objective::MaskedLm);
+        let demands = Demands { seed, batch, context, masked };
+        let data = tenon_data::open(&data_of(&experiment), base, cache, demands, progress)?;
         for (name, value, more) in facts_of(data.facts()) {
             if !architecture.takes(name) {
                 continue;
+            }
+            // The folder's vocabulary has its rows; of what else it inherits the data knows better.
+            let stays = given.iter().any(|n| n == name) || name == "vocab" && start.is_some();
+            if !stays {
+                set.retain(|(n, _)| n != name);
             }
             let chosen = set.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
             match chosen {
@@ -137,7 +212,11 @@ impl Setup {
                 }
             }
         }
-        let model = architecture.build(&set)?;
+        let fields: Vec<&str> = data.fields().iter().map(|f| &*f.name).collect();
+        let model = architecture.build(&set)?.taking(&fields)?;
+        if let Some(start) = &mut start {
+            start.compare(&model)?;
+        }
         let (mut trained, mut adapters) = (model.clone(), Vec::new());
         if let Some(Lora { rank, alpha, targets, also_train }) = &experiment.train.lora {
             let (targets, also) = (|name: &str| matches_any(targets, name), |name: &str| matches_any(also_train, name));
@@ -164,12 +243,18 @@ impl Setup {
                 return Err(SetupError::Mismatch(message));
             }
         };
-        Ok(Setup { experiment, origin: origin.to_owned(), data, model, trained, adapters, objective, steps })
+        Ok(Setup { experiment, origin: origin.to_owned(), data, model, trained, adapters, start, objective, steps })
     }
 
     /// What the training programs are made from.
     pub fn recipe(&self) -> Recipe<'_> {
-        Recipe { model: &self.trained, train: &self.experiment.train, objective: self.objective, steps: self.steps }
+        Recipe {
+            model: &self.trained,
+            train: &self.experiment.train,
+            objective: self.objective,
+            weighted: self.data.fields().iter().any(|f| f.name == LABEL_WEIGHTS),
+            steps: self.steps,
+        }
     }
 
     /// The plan of the run.
@@ -204,11 +289,25 @@ impl Setup {
     pub fn metrics(&self) -> &'static [&'static str] {
         match self.objective {
             Objective::NextToken => &["val_loss", "perplexity", "bits_per_byte", "accuracy"],
-            Objective::Classification => &["val_loss", "perplexity", "accuracy"],
+            Objective::MaskedLm => &["val_loss", "perplexity", "masked_accuracy"],
+            Objective::Classification if self.data.facts().classes == Some(2) => {
+                &["val_loss", "perplexity", "accuracy", "f1", "macro_f1", "mcc", "auc"]
+            }
+            Objective::Classification => &["val_loss", "perplexity", "accuracy", "macro_f1", "mcc"],
             Objective::MultiLabel => &["val_loss", "accuracy"],
             Objective::Regression => &["val_loss"],
         }
     }
+}
+
+/// The data as the experiment names it, with the tokenizer of the model that training starts from unless it has its own.
+fn data_of(experiment: &Experiment) -> DataConfig {
+    let mut data = experiment.data.clone();
+    let takes_text = data.text.is_some() || data.labelled_text.is_some();
+    if let (Some(folder), true, None) = (&experiment.model.from, takes_text, &data.tokenizer) {
+        data.tokenizer = Some(TokenizerConfig::File { file: folder.join("tokenizer.json") });
+    }
+    data
 }
 
 /// The objective that follows from the data's labels and the model's predictions.

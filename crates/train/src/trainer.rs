@@ -6,17 +6,18 @@ use std::io::Read;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use tenon_data::{Dataset, ElementType, Split, fill_batch};
+use tenon_data::{Dataset, ElementType, Field, LABEL_WEIGHTS, Split, batch_length, fill_batch};
 use tenon_graph::backend::{Backend, BackendError, NonFinite, Session};
 use tenon_graph::op::Role;
 use tenon_graph::types::{DType, Type};
 use tenon_nn::{Model, RANDOM_KEY, initialise_into};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Contents, Tensor, TensorSpec};
-use crate::experiment::Train;
+use crate::experiment::{Objective, Train};
 use crate::objective::{IGNORED, LABELS};
 use crate::plan::RunPlan;
 use crate::programs::{DENOMINATOR, LOSS_SUM};
+use crate::scores::Scores;
 
 /// Why a run stops before its end.
 #[derive(Debug)]
@@ -181,6 +182,18 @@ impl<'a> Trainer<'a> {
         Ok(Trainer { train, data, session, plan, step: 0, persistent })
     }
 
+    /// Gives weights, and their averages, other values to start from, by name.
+    pub fn start_from(&mut self, weights: &[(String, Vec<f32>)]) {
+        for (name, values) in weights {
+            for name in [name.clone(), format!("ema.{name}")] {
+                let Some(buffer) = self.session.input_mut(&name) else { continue };
+                for (bytes, value) in buffer.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                    *bytes = value.to_le_bytes();
+                }
+            }
+        }
+    }
+
     /// The plan.
     pub fn plan(&self) -> &RunPlan {
         &self.plan
@@ -201,31 +214,36 @@ impl<'a> Trainer<'a> {
         self.train.batch * self.train.accumulate
     }
 
-    /// Fills the batch buffers and returns how many samples are real.
-    fn fill(&mut self, split: Split, position: u64) -> usize {
+    /// Fills the batch buffers and returns the length of the batch, if batches are padded to one of several.
+    fn fill(&mut self, split: Split, position: u64) -> Option<usize> {
         let batch = self.train.batch as usize;
-        let fields = self.data.fields();
+        let length = batch_length(self.data, split, position, batch);
+        let fields: Vec<Field> = self.data.fields().iter().map(|f| f.at(length)).collect();
         let mut buffers: Vec<Vec<u8>> = fields.iter().map(|f| vec![0; batch * f.bytes()]).collect();
         let mut parts: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
-        let real = fill_batch(self.data, split, position, batch, &mut parts);
+        fill_batch(self.data, split, position, batch, &mut parts);
         for (field, bytes) in fields.iter().zip(&buffers) {
             // A field that the model does not take has no buffer.
             if let Some(buffer) = self.session.input_mut(&field.name) {
                 buffer[..bytes.len()].copy_from_slice(bytes);
             }
         }
-        real
+        length
     }
 
-    /// The labels in the batch buffers that count.
-    fn count_labels(&self) -> u64 {
-        let Some(field) = self.data.fields().iter().find(|f| f.name == LABELS) else { return 0 };
+    /// The labels in the batch buffers that count, or the sum of their weights where they have some.
+    fn count_labels(&self) -> f64 {
+        if let Some(weights) = self.session.input(LABEL_WEIGHTS) {
+            let weights = weights[..self.train.batch as usize * 4].chunks_exact(4);
+            return weights.map(|w| f64::from(f32::from_le_bytes([w[0], w[1], w[2], w[3]]))).sum();
+        }
+        let Some(field) = self.data.fields().iter().find(|f| f.name == LABELS) else { return 0.0 };
         let bytes = self.session.input(LABELS).unwrap_or_default();
         let words = bytes[..self.train.batch as usize * field.bytes()].chunks_exact(4);
         let words = words.map(|w| [w[0], w[1], w[2], w[3]]);
         match field.element {
-            ElementType::I32 => words.filter(|w| i32::from_le_bytes(*w) != IGNORED).count() as u64,
-            ElementType::F32 => words.filter(|w| !f32::from_le_bytes(*w).is_nan()).count() as u64,
+            ElementType::I32 => words.filter(|w| i32::from_le_bytes(*w) != IGNORED).count() as f64,
+            ElementType::F32 => words.filter(|w| !f32::from_le_bytes(*w).is_nan()).count() as f64,
         }
     }
 
@@ -253,24 +271,27 @@ impl<'a> Trainer<'a> {
         let batch = self.train.batch;
         let before = COUNTERS.map(|name| self.session.input(name).map(<[u8]>::to_vec));
         let position = |i: u64| first + i * batch;
-        let mut labels = 0;
+        let mut labels = 0.0;
         if batches > 1 {
             for i in 0..batches {
                 self.fill(Split::Train, position(i));
                 labels += self.count_labels();
             }
         }
+        let mut last = 0;
         for i in 0..batches {
-            self.fill(Split::Train, position(i));
+            let length = self.fill(Split::Train, position(i));
             if batches == 1 {
                 labels = self.count_labels();
             }
-            self.set_scalar(DENOMINATOR, labels.max(1) as f32);
-            self.session.run(0)?;
+            // A batch without a label, or with weights of 0 only, has a loss of 0.
+            self.set_scalar(DENOMINATOR, if labels > 0.0 { labels as f32 } else { 1.0 });
+            last = self.plan.batch_program(length);
+            self.session.run(last)?;
         }
-        let last = self.plan.training.len() - 1;
         let mut loss = None;
-        if last > 0 {
+        if self.plan.training.len() > 1 {
+            last = self.plan.training.len() - 1;
             // The update sets the sums of the gradients and of the loss to zero.
             loss = self.session.input(LOSS_SUM).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             self.session.run(last)?;
@@ -306,8 +327,8 @@ impl<'a> Trainer<'a> {
     fn find_non_finite(&mut self) -> Result<Option<NonFinite>, TrainError> {
         let first = self.step * self.samples_per_step();
         for i in 0..self.train.accumulate {
-            self.fill(Split::Train, first + i * self.train.batch);
-            let found = self.session.run_checked(0)?;
+            let length = self.fill(Split::Train, first + i * self.train.batch);
+            let found = self.session.run_checked(self.plan.batch_program(length))?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -322,13 +343,15 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// The backend's.
     pub fn profile(&mut self, runs: usize) -> Result<Vec<Vec<f64>>, TrainError> {
-        self.fill(Split::Train, 0);
+        let length = self.fill(Split::Train, 0);
         let labels = self.count_labels();
-        self.set_scalar(DENOMINATOR, labels.max(1) as f32);
+        self.set_scalar(DENOMINATOR, if labels > 0.0 { labels as f32 } else { 1.0 });
         let mut all: Vec<Vec<Vec<f64>>> = Vec::new();
         for _ in 0..runs.max(1) {
-            let run: Result<Vec<Vec<f64>>, BackendError> =
-                (0..self.plan.training.len()).map(|p| self.session.run_timed(p)).collect();
+            let run: Result<Vec<Vec<f64>>, BackendError> = std::iter::once(self.plan.batch_program(length))
+                .chain(1..self.plan.training.len())
+                .map(|p| self.session.run_timed(p))
+                .collect();
             all.push(run?);
         }
         let median = |program: usize, step: usize| {
@@ -345,17 +368,23 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// The backend's.
     pub fn evaluate(&mut self, batches: Option<u64>) -> Result<BTreeMap<String, f64>, TrainError> {
-        let program = self.plan.evaluation();
         let samples = self.data.len(Split::Validation);
         let all = samples.div_ceil(self.train.batch);
         let (mut loss, mut count, mut correct) = (0.0, 0.0, None);
+        let mut scores = Scores::default();
         for i in 0..batches.map_or(all, |b| b.min(all)) {
-            self.fill(Split::Validation, i * self.train.batch);
+            let length = self.fill(Split::Validation, i * self.train.batch);
+            let program = self.plan.evaluation(length);
             self.session.run(program)?;
             loss += f64::from(self.scalar(program, "loss_sum").unwrap_or(f32::NAN));
             count += f64::from(self.scalar(program, "count").unwrap_or(0.0));
             if let Some(hits) = self.scalar(program, "correct") {
                 *correct.get_or_insert(0.0) += f64::from(hits);
+            }
+            if let Some((ty, predicted)) = self.session.output(program, "predicted") {
+                let labels = self.session.input(LABELS).unwrap_or_default();
+                let margins = self.session.output(program, "margin").map(|(_, bytes)| bytes);
+                scores.add(&labels[..ty.bytes()], predicted, margins);
             }
         }
         let mut metrics = BTreeMap::new();
@@ -365,11 +394,13 @@ impl<'a> Trainer<'a> {
         let mean = loss / count;
         metrics.insert("val_loss".into(), mean);
         if let Some(correct) = correct {
-            metrics.insert("accuracy".into(), correct / count);
+            let masked = self.plan.objective == Objective::MaskedLm;
+            metrics.insert(if masked { "masked_accuracy" } else { "accuracy" }.into(), correct / count);
             metrics.insert("perplexity".into(), mean.exp());
         }
+        metrics.extend(scores.metrics().into_iter().map(|(name, value)| (name.to_owned(), value)));
         let text = &self.data.facts().validation;
-        if text.bytes > 0 && text.tokens > 0 {
+        if self.plan.objective == Objective::NextToken && text.bytes > 0 && text.tokens > 0 {
             let bytes = text.bytes as f64 * count / text.tokens as f64;
             metrics.insert("bits_per_byte".into(), loss / std::f64::consts::LN_2 / bytes);
         }

@@ -21,6 +21,7 @@ fn origin() -> Origin {
         machine: "a processor, portable, 2 threads".into(),
         data: "5e1f".into(),
         seed: 3,
+        classes: vec!["ham".into(), "spam".into()],
     }
 }
 

@@ -38,7 +38,7 @@ impl Random {
 
     /// Random pixels with a random class.
     pub fn images(samples: u64, shape: [usize; 3], classes: u64) -> Random {
-        let pixels = Field { name: "pixel_values".into(), element: ElementType::F32, shape: shape.to_vec() };
+        let pixels = Field::new("pixel_values", ElementType::F32, &shape);
         let mut random = numbers();
         Random::new(vec![pixels, integers(LABELS, &[])], samples, move || {
             let pixels = (0..shape.iter().product()).map(|_| ((random() % 256) as f32 / 255.0).to_le_bytes());
@@ -77,7 +77,7 @@ impl Dataset for Random {
 }
 
 fn integers(name: &str, shape: &[usize]) -> Field {
-    Field { name: name.into(), element: ElementType::I32, shape: shape.to_vec() }
+    Field::new(name, ElementType::I32, shape)
 }
 
 /// The bytes of `count` random numbers below `below`, `i32`.

@@ -68,12 +68,13 @@ fn ready(case: &Case, more: usize) -> Result<(Generator, Vec<u32>), Box<dyn Erro
 }
 
 /// The seconds of each measurement but those that warm up.
-fn measure(case: &Case, mut once: impl FnMut() -> Result<f64, Box<dyn Error>>) -> Result<Vec<f64>, Box<dyn Error>> {
+pub fn measure(case: &Case, mut once: impl FnMut() -> Result<f64, Box<dyn Error>>) -> Result<Vec<f64>, Box<dyn Error>> {
     let all: Result<Vec<f64>, _> = (0..case.warmup + case.steps).map(|_| once()).collect();
     Ok(all?.split_off(case.warmup as usize))
 }
 
-fn report(seconds: &mut [f64], first_step: f64) -> Result<Json, Box<dyn Error>> {
+/// The median, the fastest, and what else every case tells.
+pub fn report(seconds: &mut [f64], first_step: f64) -> Result<Json, Box<dyn Error>> {
     seconds.sort_by(f64::total_cmp);
     Ok(json!({
         "seconds": seconds.get(seconds.len() / 2),

@@ -2,6 +2,7 @@
 //!
 //! `bench/run` runs it beside `bench/torch_peer.py`.
 
+mod classify;
 mod data;
 mod generate;
 mod step;
@@ -90,9 +91,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut result = match case.json["task"].as_str() {
         Some("train") => step::run(&case)?,
+        Some("classify") => classify::run(&case)?,
         Some("decode") => generate::decode(&case)?,
         Some("prompt") => generate::prompt(&case)?,
-        _ => return Err(format!("`task` of {name} is none of train, decode, prompt").into()),
+        _ => return Err(format!("`task` of {name} is none of train, classify, decode, prompt").into()),
     };
     result["case"] = json!(name);
     result["precision"] = json!(precision);

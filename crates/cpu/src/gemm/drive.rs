@@ -222,7 +222,7 @@ impl Entry<'_> {
             if let Some((first, packed)) = self.job.shared {
                 return Rows::Packed { packed, lanes: self.job.scratch.cast(), first, block };
             }
-            if plan.a == RowsOfA::InPlace && plan.k.is_in_place(plan.lane, block) {
+            if plan.a == RowsOfA::Transposed || plan.a == RowsOfA::InPlace && plan.k.is_in_place(plan.lane, block) {
                 return Rows::InPlace(self.a.part(first, len, 0, spec.m));
             }
             let packed = PackedRows::new(plan.lane, KBlocks::new(plan.lane, len), rows.len());
@@ -235,22 +235,25 @@ impl Entry<'_> {
         }
     }
 
-    /// One panel of B, packed if it has to be, and its lowest exponent.
-    unsafe fn pack_b(&self, block: usize, cols: &Range<usize>) -> (*const u32, Lowest) {
+    /// One panel of B, packed if it has to be, the step from one of its lanes to the next, and its lowest exponent.
+    unsafe fn panel_of_b(&self, block: usize, cols: &Range<usize>) -> (*const u32, usize, Lowest) {
         let Job { plan, packed, pack, spec, .. } = self.job;
         // SAFETY: the panel lies inside B, packed or not; the scratch starts with room for a panel.
         unsafe {
+            let width = packed.panel_width(cols.start / packed.panel);
             if spec.packed_b {
                 let (at, low) = packed.at(block, cols.start / packed.panel);
                 let lanes = self.b.ptr.cast::<u32>();
-                return (lanes.add(at), Lowest(*lanes.add(low)));
+                return (lanes.add(at), width, Lowest(*lanes.add(low)));
             }
             let (first, len) = plan.k.get(block);
             let part = self.b.part(first, len, cols.start, cols.len());
+            if plan.b_in_place && width == cols.len() {
+                return (part.ptr.cast(), part.k_stride, Lowest::NONE);
+            }
             let dst = self.scratch.cast::<u32>();
-            let width = packed.panel_width(cols.start / packed.panel);
             let low = pack(&part, plan.lane, dst, Order::Panel { width });
-            (dst, low)
+            (dst, width, low)
         }
     }
 
@@ -261,7 +264,7 @@ impl Entry<'_> {
         let (starts, ends) = (block == 0 && !spec.accumulate, block + 1 == plan.k.count());
         // SAFETY: the caller's: every pointer stays in A, in C and in this worker's scratch.
         unsafe {
-            let (b, b_low) = self.pack_b(block, cols);
+            let (b, b_step, b_low) = self.panel_of_b(block, cols);
             let c = |row: usize| {
                 self.c.add((row * spec.c.row_stride + cols.start * spec.c.col_stride) * spec.c.dtype.bytes())
             };
@@ -290,7 +293,9 @@ impl Entry<'_> {
                     a: a_rows.as_ptr(),
                     segments: 1,
                     lanes,
+                    a_step: if plan.a == RowsOfA::Transposed { self.a.k_stride } else { 1 },
                     b,
+                    b_step,
                     init: if starts { std::ptr::null() } else { init },
                     init_stride,
                     out,

@@ -61,8 +61,12 @@ pub(crate) struct Tile {
     pub segments: usize,
     /// Lanes of one segment.
     pub lanes: usize,
+    /// From one lane of a row to the next: 1, or the rows of an A that is read in place as it lies transposed.
+    pub a_step: usize,
     /// Panel of B: `[segments * lanes][width]`.
     pub b: *const u32,
+    /// From one lane of the panel to the next: its width, or more where B is read in place.
+    pub b_step: usize,
     /// Where the sums start: `[rows][cols]`, or null for zero.
     pub init: *const f32,
     /// From one row of `init` to the next, in elements.
@@ -214,7 +218,7 @@ unsafe fn tile<S: Simd, const R: usize, const NV: usize>(t: &Tile) {
                 }
             }
         }
-        let mut b = t.b;
+        let (mut b, a_step, b_step) = (t.b, t.a_step, t.b_step);
         for segment in 0..t.segments {
             let mut a = [std::ptr::null::<u32>(); R];
             for (i, a) in a.iter_mut().enumerate() {
@@ -226,12 +230,12 @@ unsafe fn tile<S: Simd, const R: usize, const NV: usize>(t: &Tile) {
                     *bj = S::load(b.add(j * S::LANES));
                 }
                 for i in 0..R {
-                    let ai = S::splat(a[i].add(lane));
+                    let ai = S::splat(a[i].add(lane * a_step));
                     for j in 0..NV {
                         sums[i][j] = S::step(sums[i][j], ai, bs[j]);
                     }
                 }
-                b = b.add(NV * S::LANES);
+                b = b.add(b_step);
             }
         }
         for (i, row) in sums.iter().enumerate() {
@@ -286,8 +290,8 @@ unsafe fn flushing(t: &Tile, rows: usize, width: usize) {
             for segment in 0..t.segments {
                 let a = *t.a.add(segment * rows + i);
                 for lane in 0..t.lanes {
-                    let a = f32::from_bits(a.add(lane).read_unaligned());
-                    let b = t.b.add((segment * t.lanes + lane) * width).cast::<f32>();
+                    let a = f32::from_bits(a.add(lane * t.a_step).read_unaligned());
+                    let b = t.b.add((segment * t.lanes + lane) * t.b_step).cast::<f32>();
                     for (j, sum) in sums.iter_mut().enumerate() {
                         *sum = fma_flushing(a, *b.add(j), *sum);
                     }

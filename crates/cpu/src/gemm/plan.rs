@@ -27,6 +27,15 @@ const NARROW: usize = 64;
 const WIDE: usize = 768;
 /// Items worth having, so that any number of threads up to about half of it is kept busy.
 const ITEMS: usize = 24;
+/// Items that a large product has in any case, so that few threads share it evenly.
+const FEW: usize = 4;
+/// Rows and columns of a chunk then, at least.
+const FEW_ROWS: usize = GROUP;
+const FEW_COLS: usize = 128;
+/// Rows for which packing a panel of B is not worth it where it can be read in place.
+const PACKED_ROWS: usize = 192;
+/// Columns for which packing the rows of A is not worth it where they can be read in place, as they lie transposed.
+const PACKED_COLS: usize = 256;
 /// Multiply-adds below which a task is not worth handing to another thread: some microseconds.
 const TASK_WORK: usize = 1 << 18;
 /// Blocks of an odd k in pairs from which on it is worth reading all but the last in place.
@@ -39,6 +48,8 @@ pub(crate) const ALIGN: usize = 64;
 pub(crate) enum RowsOfA {
     /// Read in place; the last block of an odd k in pairs, whose last lane needs a zero, packed by each worker.
     InPlace,
+    /// Read in place, as they lie transposed.
+    Transposed,
     /// Packed for all workers, this many rows at a time: a whole number of row chunks.
     Shared(usize),
     /// Packed by each worker for its item, one block of k at a time.
@@ -50,6 +61,8 @@ pub(crate) enum RowsOfA {
 pub(crate) struct Plan {
     pub lane: Lane,
     pub a: RowsOfA,
+    /// Whole vectors of B are read in place.
+    pub b_in_place: bool,
     pub k: KBlocks,
     /// Rows of a chunk, a multiple of [`GROUP`].
     pub rows: usize,
@@ -126,11 +139,19 @@ impl Plan {
         let wanted = |others: usize| ITEMS.div_ceil((batch * others).max(1));
         row_chunks = row_chunks.max(wanted(col_chunks).min(spec.m / LEAST_ROWS));
         col_chunks = col_chunks.max(wanted(row_chunks).min(spec.n / LEAST_COLS));
+        if spec.m * spec.n * spec.k >= FEW * FEW * TASK_WORK {
+            let more = |others: usize| FEW.div_ceil(batch * others);
+            col_chunks = col_chunks.max(more(row_chunks).min(spec.n / FEW_COLS));
+            row_chunks = row_chunks.max(more(col_chunks).min(spec.m / FEW_ROWS));
+        }
         let rows = spec.m.div_ceil(row_chunks.max(1)).next_multiple_of(GROUP).max(GROUP);
         let cols = spec.n.div_ceil(col_chunks.max(1)).next_multiple_of(NARROW).max(NARROW);
         let work = rows.min(spec.m) * cols.min(spec.n) * spec.k;
+        let transposed = lane == Lane::F32 && spec.a.row_stride == 1 && cols <= PACKED_COLS;
+        let b_in_place = lane == Lane::F32 && !spec.packed_b && spec.b.col_stride == 1 && rows <= PACKED_ROWS;
         let a = match (in_place, own) {
             (true, _) => RowsOfA::InPlace,
+            (_, true) if transposed => RowsOfA::Transposed,
             (_, true) => RowsOfA::Own,
             (_, false) => RowsOfA::Shared((fits / rows).max(1) * rows),
         };
@@ -159,6 +180,7 @@ impl Plan {
         Plan {
             lane,
             a,
+            b_in_place,
             k,
             rows,
             cols,

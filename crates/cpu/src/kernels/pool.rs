@@ -142,12 +142,24 @@ impl Task for Row<'_> {
 /// # Panics
 /// If the windows do not fit.
 pub fn pool_gradient_scratch_bytes(op: PoolOp, windows: &[Window], input: &[usize], threads: usize) -> usize {
-    scratch_bytes(0, best_elements(op, &Geometry::new(input, windows)), threads)
+    let geometry = Geometry::new(input, windows);
+    scratch_bytes(0, best_elements(op, &geometry, parts(&geometry, input[input.len() - 1])), threads)
 }
 
-fn best_elements(op: PoolOp, geometry: &Geometry) -> usize {
+/// Vectors of channels that one task of the gradient takes at most: finding the windows of a pixel costs as much as a
+/// vector's work.
+const PARTS: usize = 4;
+/// Tasks worth having, so that a few threads share them evenly.
+const TASKS: usize = 16;
+
+/// Vectors of channels of a task.
+fn parts(geometry: &Geometry, channels: usize) -> usize {
+    (geometry.n * channels.div_ceil(LANES) / TASKS).clamp(1, PARTS)
+}
+
+fn best_elements(op: PoolOp, geometry: &Geometry, parts: usize) -> usize {
     match op {
-        PoolOp::Max => piece::<f32>(geometry.outputs() * LANES),
+        PoolOp::Max => piece::<f32>(geometry.outputs() * parts * LANES),
         PoolOp::Mean | PoolOp::MeanValid => 0,
     }
 }
@@ -169,18 +181,19 @@ pub fn pool_gradient(
     let geometry = Geometry::new(input.shape(), windows);
     let channels = check(&geometry, input, output_gradient);
     assert!(to.shape() == input.shape(), "the gradient of {:?} is not {:?}", input.shape(), to.shape());
-    let scratch = Scratch::new(scratch_memory, 0, best_elements(op, &geometry), cpu.pool.threads());
+    let parts = parts(&geometry, channels);
+    let scratch = Scratch::new(scratch_memory, 0, best_elements(op, &geometry, parts), cpu.pool.threads());
     let input = Pixels::of("the input of a pool", input);
     let gradient = Pixels::of("the output gradient of a pool", output_gradient);
     let to = Pixels::of("the input gradient of a pool", to);
-    let blocks = channels.div_ceil(LANES);
+    let blocks = channels.div_ceil(parts * LANES);
     cpu.pool.run(geometry.n * blocks, |task, worker| {
         let best = match op {
-            PoolOp::Max => scratch.worker(worker).take::<f32>(geometry.outputs() * LANES),
+            PoolOp::Max => scratch.worker(worker).take::<f32>(geometry.outputs() * parts * LANES),
             PoolOp::Mean | PoolOp::MeanValid => std::ptr::null_mut(),
         };
-        let channel = task % blocks * LANES;
-        let count = (channels - channel).min(LANES);
+        let channel = task % blocks * parts * LANES;
+        let count = (channels - channel).min(parts * LANES);
         cpu.vectorise(Gradient {
             geometry: &geometry,
             op,
@@ -195,7 +208,7 @@ pub fn pool_gradient(
     });
 }
 
-/// The input gradient of sixteen channels of one batch entry.
+/// The input gradient of `count` channels of one batch entry, [`PARTS`] vectors at most.
 struct Gradient<'a> {
     geometry: &'a Geometry,
     op: PoolOp,
@@ -205,7 +218,7 @@ struct Gradient<'a> {
     n: usize,
     channel: usize,
     count: usize,
-    /// `[outputs][16]`: the element that is the maximum of each window.
+    /// `[outputs][vectors]`: the element that is the maximum of each window.
     best: *mut f32,
 }
 
@@ -215,34 +228,46 @@ impl Task for Gradient<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let Gradient { geometry, op, input, gradient, to, n, channel, count, best: elements } = self;
+        let parts = count.div_ceil(LANES);
+        let lanes = |part: usize| (count - part * LANES).min(LANES);
         // SAFETY: pixels that exist, and channels of them; the scratch has room for all outputs; this task alone writes
         // its channels of its batch entry.
         unsafe {
+            let winner = |output: usize, part: usize| elements.add((output * parts + part) * LANES);
             if op == PoolOp::Max {
                 for i in 0..geometry.outputs() {
                     let output = place(i, geometry.output);
-                    best::<V>(geometry, &input, n, output, channel, count).tap.store(elements.add(i * LANES));
+                    for part in 0..parts {
+                        let first = channel + part * LANES;
+                        best::<V>(geometry, &input, n, output, first, lanes(part)).tap.store(winner(i, part));
+                    }
                 }
             }
             for i in 0..geometry.inputs() {
                 let at = place(i, geometry.input);
-                let mut sum = V::splat(0.0);
+                let mut sums = [V::splat(0.0); PARTS];
                 geometry.for_windows(
                     at,
                     #[inline(always)]
                     |tap, output| {
-                        let dy = gradient.load::<V>(gradient.offset(n, output) + channel, count);
-                        let share = match op {
-                            PoolOp::Max => {
-                                let winner = V::load(elements.add(number(output, geometry.output) * LANES));
-                                winner.select_eq(V::splat(tap as f32), dy, V::splat(0.0))
-                            }
-                            PoolOp::Mean | PoolOp::MeanValid => dy.div(V::splat(divisor(geometry, op, output))),
-                        };
-                        sum = sum.add(share);
+                        let from = gradient.offset(n, output) + channel;
+                        let window = number(output, geometry.output);
+                        for (part, sum) in sums.iter_mut().enumerate().take(parts) {
+                            let dy = gradient.load::<V>(from + part * LANES, lanes(part));
+                            let share = match op {
+                                PoolOp::Max => {
+                                    let winner = V::load(winner(window, part));
+                                    winner.select_eq(V::splat(tap as f32), dy, V::splat(0.0))
+                                }
+                                PoolOp::Mean | PoolOp::MeanValid => dy.div(V::splat(divisor(geometry, op, output))),
+                            };
+                            *sum = sum.add(share);
+                        }
                     },
                 );
-                to.store(to.offset(n, at) + channel, count, sum);
+                for (part, sum) in sums.iter().enumerate().take(parts) {
+                    to.store(to.offset(n, at) + channel + part * LANES, lanes(part), *sum);
+                }
             }
         }
     }

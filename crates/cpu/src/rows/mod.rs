@@ -23,7 +23,7 @@ mod window;
 use tenon_graph::graph::{Graph, Value};
 use tenon_graph::lower::fused::Fused;
 
-use lower::{Column, LoadFrom, Lowered, Nothing, StoreTo, Total};
+use lower::{Column, Id, LoadFrom, Lowered, Nothing, Staged, Steps, StoreTo, Total};
 use reduce::Accumulator;
 use registers::{Counts, Registers};
 use step::{Slot, Step};
@@ -67,8 +67,32 @@ pub struct RowProgram {
     accumulators: usize,
     registers: Counts,
     uniform: Vec<Step<Slot>>,
+    /// Loads that read the same for every tile of a chunk.
+    periodic: Vec<Step<Slot>>,
     stages: Vec<Stage>,
     after: Vec<Step<Slot>>,
+}
+
+/// After how many elements of a single row some loads start again, if tiles may be cut there: nothing adds up along the row,
+/// whose sums know the places of elements, and the loads agree.
+fn period(fused: &Fused, lowered: &Lowered) -> Option<usize> {
+    let mut periods = lowered.loads.iter().filter_map(|load| load.window.period());
+    let period = periods.next().filter(|period| *period <= *TILE.end())?;
+    (fused.flat && lowered.totals.is_empty() && periods.all(|other| other == period)).then_some(period)
+}
+
+/// Takes the loads that start again every `period` elements out of the stage's steps.
+fn take_periodic(staged: &mut Staged, lowered: &Lowered, period: usize) -> Steps {
+    let [(_, body)] = staged.stages.as_mut_slice() else { return Vec::new() };
+    let again = |step: &Step<Id>| match step {
+        Step::Load { load, to } => {
+            lowered.values[*to].extent == step::Extent::Full && lowered.loads[*load].window.period() == Some(period)
+        }
+        _ => false,
+    };
+    let (periodic, rest) = std::mem::take(body).into_iter().partition(again);
+    *body = rest;
+    periodic
 }
 
 /// What is done with each row, or block of rows, between two row reductions.
@@ -120,10 +144,13 @@ impl RowProgram {
         let mut lowered = lower::lower(fused, graph);
         let single_stage = lower::stage_count(&lowered) == 1;
         let whole = !fused.flat && (fused.cols <= *TILE.end() || (!single_stage && fused.cols <= WHOLE_ROW));
-        let staged = if whole { lower::whole_rows(&lowered) } else { lower::parts_of_rows(&mut lowered) };
+        let mut staged = if whole { lower::whole_rows(&lowered) } else { lower::parts_of_rows(&mut lowered) };
+        let period = if whole { Some(fused.cols) } else { period(fused, &lowered) };
+        let periodic = period.map_or_else(Vec::new, |period| take_periodic(&mut staged, &lowered, period));
         let Lowered { buffers, loads, positions, stores, columns, totals, accumulators, values, nothing, .. } = lowered;
         let mut registers = Registers::new(&values);
         let uniform = registers.keep(&staged.uniform);
+        let periodic = registers.keep(&periodic);
         let mut stages: Vec<Stage> = Vec::new();
         for (before, body) in &staged.stages {
             stages.push(Stage { before: registers.keep(before), body: registers.reuse(body) });
@@ -132,9 +159,15 @@ impl RowProgram {
         let registers = registers.counts;
         let tile = REGISTERS / size_of::<u32>() / registers.full.max(1);
         let tile = tile.clamp(*TILE.start(), *TILE.end()) / (2 * reduce::LANES) * (2 * reduce::LANES);
-        let chunks = Chunks::new(fused, !columns.is_empty());
-        let (tile_rows, tile_cols) =
-            if whole { ((tile / fused.cols.max(1)).max(1), fused.cols) } else { (1, tile.min(fused.cols.max(1))) };
+        let mut chunks = Chunks::new(fused, !columns.is_empty());
+        let (tile_rows, tile_cols) = match period {
+            Some(cols) if whole => ((tile / cols.max(1)).max(1), cols),
+            Some(period) => (1, (tile / period).max(1) * period),
+            None => (1, tile.min(fused.cols.max(1))),
+        };
+        if let (Chunks::Elements(elements), Some(period)) = (&mut chunks, period) {
+            *elements = elements.next_multiple_of(period);
+        }
         let bodies = stages.iter().flat_map(|stage| &stage.body);
         let count = |wanted: fn(&Step<Slot>) -> bool| bodies.clone().filter(|step| wanted(step)).count();
         let maps = count(|step| matches!(step, Step::Map { .. }));
@@ -158,6 +191,7 @@ impl RowProgram {
             accumulators,
             registers,
             uniform,
+            periodic,
             stages,
             after,
         }

@@ -30,12 +30,14 @@ pub struct Registers<'a> {
     slots: Vec<Option<Slot>>,
     /// How many are in use at most.
     pub counts: Counts,
+    /// Full registers that stay.
+    kept: usize,
 }
 
 impl<'a> Registers<'a> {
     /// None given out yet.
     pub fn new(values: &'a [Computed]) -> Registers<'a> {
-        Registers { values, slots: vec![None; values.len()], counts: Counts::default() }
+        Registers { values, slots: vec![None; values.len()], counts: Counts::default(), kept: 0 }
     }
 
     fn fresh(&mut self, extent: Extent) -> Slot {
@@ -53,6 +55,7 @@ impl<'a> Registers<'a> {
         let place = |step: &Step<Id>| {
             if let Some(to) = step.writes() {
                 let slot = self.fresh(self.values[to].extent);
+                self.kept += usize::from(slot.extent == Extent::Full);
                 self.slots[to] = Some(slot);
             }
             step.place(|id| self.slot(id), |id| self.slot(id))
@@ -74,7 +77,7 @@ impl<'a> Registers<'a> {
                 made_here[to] = true;
             }
         }
-        let mut used = Counts::default();
+        let mut used = Counts { full: self.kept, ..Counts::default() };
         let mut free: Vec<Slot> = Vec::new();
         let mut placed = Vec::with_capacity(steps.len());
         for (at, step) in steps.iter().enumerate() {

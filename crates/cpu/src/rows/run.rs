@@ -224,6 +224,11 @@ impl Worker<'_> {
             }
         };
         let place = Tile { row: 0, rows: 1, col: 0, width: 0, from_col: cols.start, chunk, from_row: rows.start };
+        let (first_rows, width) = (program.tile_rows.min(rows.len()), program.tile_cols.min(cols.len()));
+        // SAFETY: the first tile of the chunk; no later one has more elements.
+        unsafe {
+            self.steps(&program.periodic, Tile { row: rows.start, rows: first_rows, col: cols.start, width, ..place });
+        }
         for row in rows.clone().step_by(program.tile_rows) {
             let block = Tile { row, rows: program.tile_rows.min(rows.end - row), ..place };
             // SAFETY: tiles stay within the chunk.

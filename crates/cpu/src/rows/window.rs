@@ -38,6 +38,14 @@ impl Window {
         matches!(self.runs.as_slice(), [] | [(_, 1)])
     }
 
+    /// After how many elements a row of a buffer is read again from its start, if nothing else is read.
+    pub fn period(&self) -> Option<usize> {
+        match self.runs.as_slice() {
+            [(_, 0), (size, 1)] => Some(*size),
+            _ => None,
+        }
+    }
+
     /// The window of one element per row where each of the rows of `cols` elements repeats one.
     pub fn per_row(&self, cols: usize) -> Option<Window> {
         let mut runs = self.runs.clone();

@@ -17,6 +17,11 @@ pub(crate) struct RowAt {
 }
 
 impl RowAt {
+    /// The row that starts at this byte, in this line from 1.
+    pub fn new(byte: u64, line: u64) -> RowAt {
+        RowAt { byte, line }
+    }
+
     /// The line for a message. Reads the file again to pass the blank lines, so it is for errors only.
     pub fn place(self, path: &Path) -> Place {
         let blank_lines = || -> Option<u64> {

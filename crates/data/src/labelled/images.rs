@@ -1,22 +1,34 @@
-//! Labelled images from IDX or CSV: `pixel_values` f32 [c, h, w], `labels` i32 [].
+//! Labelled images from IDX, CSV or folders: `pixel_values` f32 [c, h, w], `labels` i32 [].
 
 use std::path::Path;
 
 use super::csv::{CsvFile, RowAt, shown};
-use super::labels::{self, LabelCells, Labels, WholeNumbers};
+use super::labels::{self, LabelCells, Labels, MOST_CLASSES, WholeNumbers};
+use super::pictures::{Pictures, Source};
 use super::{Inputs, LabelledDataset, Parts, Targets, idx, split};
-use crate::config::{IdxPair, ImageSource, Paths, Validation};
-use crate::dataset::{ElementType, Facts, Field, Standardization};
+use crate::config::{IdxPair, ImageSource, OnCorrupt, Paths, Validation};
+use crate::dataset::{Dataset, ElementType, Facts, Field, Standardization};
 use crate::error::{DataError, Place};
+use crate::images::ahead::{Ahead, depth};
+use crate::images::files;
 use crate::open::Progress;
 
-/// Images of the training file, then those of a held-out file.
+/// Images of the training file or folder, then those held out elsewhere.
 struct Images {
-    pixels: Vec<u8>,
+    source: Source,
     labels: Labels,
+    /// `[channels, height, width]`.
     shape: [usize; 3],
-    /// Images of the training file.
+    /// Images of the training file or folder.
     own: usize,
+    /// What the user should know.
+    notes: Vec<String>,
+}
+
+impl Images {
+    fn in_memory(bytes: Vec<u8>, labels: Labels, shape: [usize; 3], own: usize) -> Images {
+        Images { source: Source::Memory { bytes, shape }, labels, shape, own, notes: Vec::new() }
+    }
 }
 
 /// Opens labelled images.
@@ -26,34 +38,63 @@ pub(crate) fn open_images(
     base_dir: &Path,
     seed: u64,
     progress: &mut dyn FnMut(Progress),
-) -> Result<LabelledDataset, DataError> {
-    let images = match (&source.idx, &source.labels, &source.csv, &source.label) {
-        (Some(images), Some(labels), None, None) if source.header.is_none() => {
+) -> Result<Box<dyn Dataset>, DataError> {
+    let of_files = source.size.is_some()
+        || source.channels.is_some()
+        || source.filter.is_some()
+        || source.center.is_some()
+        || source.on_corrupt.is_some();
+    let of_csv = source.label.is_some() || source.header.is_some();
+    let mut images = match (&source.idx, &source.labels, &source.csv, &source.folder) {
+        (Some(images), Some(labels), None, None) if !of_csv && !of_files => {
             let pair = IdxPair { images: images.clone(), labels: labels.clone() };
             read_idx(source, &pair, validation, base_dir, progress)?
         }
-        (None, None, Some(csv), Some(label)) => read_csv(source, csv, label, validation, base_dir, progress)?,
+        (None, None, Some(csv), None) if source.label.is_some() && !of_files => {
+            let label = source.label.as_deref().unwrap_or_default();
+            read_csv(source, csv, label, validation, base_dir, progress)?
+        }
+        (None, None, None, Some(folder)) if !of_csv && source.shape.is_none() && source.classes.is_none() => {
+            read_folder(source, folder, validation, base_dir, progress)?
+        }
         _ => {
             return Err(DataError::setting(
                 "data.images",
-                "images need either `idx` and `labels`, or `csv` and `label` (and `header` where it is in doubt)",
+                "images need `idx` and `labels`, or `csv` and `label` (and `header` where it is in doubt), or `folder` and \
+                 `size` (and `channels`, `filter`, `center`, `on_corrupt`)",
                 "images = { csv = \"digits.csv.gz\", label = \"last\" } or \
-                 images = { idx = \"train-images-idx3-ubyte\", labels = \"train-labels-idx1-ubyte\" }",
+                 images = { idx = \"train-images-idx3-ubyte\", labels = \"train-labels-idx1-ubyte\" } or \
+                 images = { folder = \"photos\", size = [224, 224] }",
             ));
         }
     };
     let (levels, standardization) = levels(source, images.shape[0])?;
+    if let Some(augment) = &source.augment {
+        augment.check(images.shape[0])?;
+    }
     let classes = &images.labels.values;
     let rows = split::split(validation, classes.len(), images.own, Some(classes), seed)?;
-    let facts = Facts { image: Some(images.shape), standardization, ..Facts::default() };
-    Ok(LabelledDataset::new(Parts {
-        field: Field::new("pixel_values", ElementType::F32, &images.shape),
-        inputs: Inputs::Pixels { bytes: images.pixels, levels },
-        targets: Targets::Classes(images.labels),
-        rows,
-        facts,
-        seed,
-    }))
+    let field = Field::new("pixel_values", ElementType::F32, &images.shape);
+    let pictures = Pictures {
+        source: images.source,
+        shape: images.shape,
+        levels,
+        filter: source.filter.unwrap_or_default(),
+        share: source.center.unwrap_or(1.0),
+        augment: source.augment.clone(),
+    };
+    let slow = pictures.are_slow();
+    if slow {
+        let samples = depth(field.bytes());
+        let mebibytes = (samples * field.bytes()) as f64 / f64::from(1 << 20);
+        images
+            .notes
+            .push(format!("up to {samples} images ({mebibytes:.1} MiB) are made ahead, in memory beside the plan's"));
+    }
+    let facts = Facts { image: Some(images.shape), standardization, notes: images.notes, ..Facts::default() };
+    let targets = Targets::Classes(images.labels);
+    let data = LabelledDataset::new(Parts { field, inputs: Inputs::Pictures(pictures), targets, rows, facts, seed });
+    Ok(if slow { Box::new(Ahead::new(data)) } else { Box::new(data) })
 }
 
 /// The f32 of each byte, for each channel: `value / 255`, then `(x - mean) / std`.
@@ -155,7 +196,7 @@ fn read_idx(
         progress(Progress::Reading { samples: labels.len() as u64 });
     }
     let labels = labels::from_bytes(&labels, source.classes, |_| (base_dir.join(&pair.labels), Place::Whole))?;
-    Ok(Images { pixels, labels, shape: shape.unwrap_or_default(), own })
+    Ok(Images::in_memory(pixels, labels, shape.unwrap_or_default(), own))
 }
 
 fn read_csv(
@@ -187,7 +228,93 @@ fn read_csv(
         Ok(())
     })?;
     let labels = cells.finish(WholeNumbers::AreClasses { classes: source.classes })?;
-    Ok(Images { pixels, labels, shape, own })
+    Ok(Images::in_memory(pixels, labels, shape, own))
+}
+
+/// The most pixels of a side.
+const MAX_SIDE: usize = 4096;
+
+fn read_folder(
+    source: &ImageSource,
+    folder: &Path,
+    validation: Option<&Validation>,
+    base_dir: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Images, DataError> {
+    let Some([height, width]) = source.size.filter(|size| size.iter().all(|n| (1..=MAX_SIDE).contains(n))) else {
+        let what = match source.size {
+            None => "a folder of images needs the size that the model sees".to_owned(),
+            Some(size) => format!("size = {size:?}: each side is 1 to {MAX_SIDE} pixels"),
+        };
+        return Err(DataError::setting("data.images.size", what, "size = [224, 224], height and width"));
+    };
+    let channels = source.channels.unwrap_or(3);
+    if channels != 1 && channels != 3 {
+        let what = format!("channels = {channels}: images have 1 (grey) or 3 (red, green, blue)");
+        return Err(DataError::setting("data.images.channels", what, "channels = 3"));
+    }
+    if let Some(share) = source.center.filter(|share| !(0.1..=1.0).contains(share)) {
+        let what = format!("center = {share}: the share of the shorter side lies between 0.1 and 1");
+        return Err(DataError::setting("data.images.center", what, "center = 0.875"));
+    }
+    let held_out = match validation {
+        Some(Validation::File(Paths::One(path))) => Some(base_dir.join(path)),
+        Some(Validation::File(Paths::Many(_)) | Validation::Idx(_)) => {
+            return Err(DataError::setting(
+                "data.validation",
+                "a folder of images is held out by another folder, just one",
+                "validation = { file = \"validation\" } or validation = { stratified = 0.2 }",
+            ));
+        }
+        _ => None,
+    };
+    let root = base_dir.join(folder);
+    let names = files::class_names(&root)?;
+    if names.len() > MOST_CLASSES {
+        let what = format!("{} folders: at most {MOST_CLASSES} classes", names.len());
+        return Err(DataError::content(
+            &root,
+            Place::Whole,
+            what,
+            "name the folder that holds one folder for each class",
+        ));
+    }
+    let mut listing = files::list(&root, &names)?;
+    let listed = listing.files.len();
+    if let Some(root) = &held_out {
+        if let Some(other) = files::class_names(root)?.into_iter().find(|name| !names.contains(name)) {
+            let what = format!("the held-out folder has the class {other}, the training folder does not");
+            return Err(DataError::content(root, Place::Whole, what, "give both the same class folders"));
+        }
+        let more = files::list(root, &names)?;
+        listing.files.extend(more.files);
+        listing.classes.extend(more.classes);
+    }
+    let checked = files::check(&listing.files, channels, &mut |n| progress(Progress::Reading { samples: n as u64 }));
+    let skips = source.on_corrupt == Some(OnCorrupt::Skip);
+    let (mut paths, mut sums, mut values, mut corrupt) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut own = 0;
+    for (at, ((path, class), sum)) in listing.files.into_iter().zip(listing.classes).zip(checked).enumerate() {
+        match sum {
+            Ok(sum) => {
+                own += usize::from(at < listed);
+                paths.push(path);
+                sums.push(sum);
+                values.push(class);
+            }
+            Err(DataError::Content { path, .. }) if skips => corrupt.push(path.display().to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    let mut notes = Vec::new();
+    if !corrupt.is_empty() {
+        const SHOWN: usize = 12;
+        let more = if corrupt.len() > SHOWN { ", ..." } else { "" };
+        let shown = corrupt[..corrupt.len().min(SHOWN)].join(", ");
+        notes.push(format!("{} images cannot be decoded and are left out: {shown}{more}", corrupt.len()));
+    }
+    let labels = Labels { values, names };
+    Ok(Images { source: Source::Files { paths, sums }, labels, shape: [channels, height, width], own, notes })
 }
 
 /// The held-out CSV file, if `validation` names one.

@@ -1,28 +1,34 @@
-//! Labelled sets in memory: images and tables share reading, labels, splits and this dataset.
+//! Labelled sets in memory: images and tables share reading, labels, splits and this dataset; texts share labels and splits.
 
 mod csv;
 mod idx;
 mod images;
 mod labels;
+mod pictures;
 mod split;
 mod table;
+mod text_set;
+mod texts;
+mod weights;
 
 use tokenizers::Tokenizer;
 
 pub(crate) use self::images::open_images;
 use self::labels::Labels;
+use self::pictures::Pictures;
 use self::split::Rows;
 pub(crate) use self::table::open_table;
+pub(crate) use self::text_set::open_labelled_texts;
+pub use self::weights::LABEL_WEIGHTS;
+pub(crate) use self::weights::Weighted;
 use crate::dataset::{Dataset, ElementType, Facts, Field, Split, SplitFacts};
+use crate::error::DataError;
+use crate::images::ahead::Slow;
 use crate::order::shuffled;
 
 /// What a sample's input is made of; row-major over all rows of the source.
 enum Inputs {
-    /// Bytes, and the f32 that each becomes, for each channel.
-    Pixels {
-        bytes: Vec<u8>,
-        levels: Vec<[f32; 256]>,
-    },
+    Pictures(Pictures),
     Numbers(Vec<f32>),
 }
 
@@ -95,12 +101,7 @@ impl LabelledDataset {
             }
         };
         match &self.inputs {
-            Inputs::Pixels { bytes, levels } => {
-                hasher.update(bytes);
-                for levels in levels {
-                    floats(&mut hasher, levels);
-                }
-            }
+            Inputs::Pictures(pictures) => pictures.hash(&mut hasher),
             Inputs::Numbers(values) => floats(&mut hasher, values),
         }
         match &self.targets {
@@ -123,16 +124,18 @@ impl LabelledDataset {
 }
 
 fn split_facts(rows: &[u32], targets: &Targets) -> SplitFacts {
-    let class_counts = match targets {
-        Targets::Numbers(_) => Vec::new(),
-        Targets::Classes(labels) => {
-            let mut counts = vec![0; labels.names.len()];
-            for &row in rows {
-                counts[labels.values[row as usize] as usize] += 1;
-            }
-            counts
-        }
-    };
+    match targets {
+        Targets::Numbers(_) => SplitFacts { samples: rows.len() as u64, ..SplitFacts::default() },
+        Targets::Classes(labels) => class_split_facts(rows, labels),
+    }
+}
+
+/// The facts of a split of labelled rows.
+fn class_split_facts(rows: &[u32], labels: &Labels) -> SplitFacts {
+    let mut class_counts = vec![0; labels.names.len()];
+    for &row in rows {
+        class_counts[labels.values[row as usize] as usize] += 1;
+    }
     SplitFacts { samples: rows.len() as u64, class_counts, ..SplitFacts::default() }
 }
 
@@ -164,34 +167,7 @@ impl Dataset for LabelledDataset {
     }
 
     fn write_sample(&self, split: Split, epoch: u64, index: u64, out: &mut [&mut [u8]]) {
-        let [input, label] = out else { panic!("a labelled set has 2 fields, {} destinations are given", out.len()) };
-        assert_eq!(input.len(), self.fields[0].bytes(), "bytes of `{}`", self.fields[0].name);
-        let rows = self.rows_of(split);
-        let index = match split {
-            Split::Train => shuffled(self.seed, epoch, index, rows.len() as u64),
-            Split::Validation => index,
-        };
-        let row = rows[index as usize] as usize;
-        let size = input.len() / 4;
-        let elements = input.chunks_exact_mut(4);
-        match &self.inputs {
-            Inputs::Pixels { bytes, levels } => {
-                let pixels = &bytes[row * size..][..size];
-                let channel = size / levels.len();
-                for (i, (to, &pixel)) in elements.zip(pixels).enumerate() {
-                    to.copy_from_slice(&levels[i / channel][usize::from(pixel)].to_le_bytes());
-                }
-            }
-            Inputs::Numbers(values) => {
-                for (to, value) in elements.zip(&values[row * size..][..size]) {
-                    to.copy_from_slice(&value.to_le_bytes());
-                }
-            }
-        }
-        match &self.targets {
-            Targets::Classes(labels) => label.copy_from_slice(&(labels.values[row] as i32).to_le_bytes()),
-            Targets::Numbers(values) => label.copy_from_slice(&values[row].to_le_bytes()),
-        }
+        self.make(split, epoch, index, out).unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn facts(&self) -> &Facts {
@@ -204,5 +180,32 @@ impl Dataset for LabelledDataset {
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
         None
+    }
+}
+
+impl Slow for LabelledDataset {
+    fn make(&self, split: Split, epoch: u64, index: u64, out: &mut [&mut [u8]]) -> Result<(), DataError> {
+        let [input, label] = out else { panic!("a labelled set has 2 fields, {} destinations are given", out.len()) };
+        assert_eq!(input.len(), self.fields[0].bytes(), "bytes of `{}`", self.fields[0].name);
+        let rows = self.rows_of(split);
+        let (place, changes) = match split {
+            Split::Train => (shuffled(self.seed, epoch, index, rows.len() as u64), Some((self.seed, epoch, index))),
+            Split::Validation => (index, None),
+        };
+        let row = rows[place as usize] as usize;
+        match &self.inputs {
+            Inputs::Pictures(pictures) => pictures.write(row, changes, input)?,
+            Inputs::Numbers(values) => {
+                let size = input.len() / 4;
+                for (to, value) in input.chunks_exact_mut(4).zip(&values[row * size..][..size]) {
+                    to.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
+        match &self.targets {
+            Targets::Classes(labels) => label.copy_from_slice(&(labels.values[row] as i32).to_le_bytes()),
+            Targets::Numbers(values) => label.copy_from_slice(&values[row].to_le_bytes()),
+        }
+        Ok(())
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! Source files ([`source`]) and a tokenizer ([`tokenizer`]) make a token shard ([`tokenize`], [`shards`]), which windows are
 //! read from: training in windows of T that start at a random phase each epoch, validation in windows that predict every
-//! held-out token exactly once.
+//! held-out token exactly once. [`masked`] reads windows in which tokens are to be guessed from both sides; [`lengths`]
+//! pads samples that are texts of their own.
 
+pub(crate) mod lengths;
+mod masked;
 pub(crate) mod shards;
 pub(crate) mod source;
 pub(crate) mod tokenize;
@@ -15,10 +18,11 @@ use tokenizers::Tokenizer;
 
 use self::shards::{FORMAT_VERSION, Shards};
 use self::source::Source;
+use self::tokenizer::{TrainingPieces, TrainingText};
 use crate::config::{Paths, TokenizerConfig, Validation};
 use crate::dataset::{Dataset, ElementType, Facts, Field, IGNORED_LABEL, Split, SplitFacts};
 use crate::error::{DataError, Place};
-use crate::open::Progress;
+use crate::open::{Demands, Progress};
 use crate::order::{Stream, random_below, shuffled};
 
 /// What decides a text dataset.
@@ -26,7 +30,7 @@ pub(crate) struct Settings<'a> {
     pub paths: &'a Paths,
     pub tokenizer: &'a TokenizerConfig,
     pub validation: Option<&'a Validation>,
-    pub context: Option<usize>,
+    pub demands: Demands,
 }
 
 /// Windows of a token shard.
@@ -45,10 +49,10 @@ pub(crate) fn open(
     settings: &Settings<'_>,
     base_dir: &Path,
     cache_dir: &Path,
-    seed: u64,
     progress: &mut dyn FnMut(Progress),
-) -> Result<TokenDataset, DataError> {
-    let context = match settings.context {
+) -> Result<Box<dyn Dataset>, DataError> {
+    let Demands { seed, masked, .. } = settings.demands;
+    let context = match settings.demands.context {
         Some(context @ 1..=0x7fff_ffff) => context,
         other => {
             return Err(DataError::setting(
@@ -62,7 +66,7 @@ pub(crate) fn open(
         }
     };
     let source = Source::find(settings.paths, settings.validation, base_dir, progress)?;
-    let key = key(settings.tokenizer, &source, base_dir)?;
+    let key = key(settings.tokenizer, masked, &source, base_dir)?;
     let name = blake3::Hash::from_bytes(key).to_hex();
     let path = cache_dir.join(format!("tokens-{}.bin", &name[..16]));
     let mut notes = Vec::new();
@@ -75,7 +79,7 @@ pub(crate) fn open(
                 progress(Progress::Rebuilding { why: why.clone() });
                 notes.push(why);
             }
-            let tokenizer = tokenizer::build(settings.tokenizer, &source, base_dir, progress)?;
+            let tokenizer = build_tokenizer(settings.tokenizer, &source, masked, base_dir, progress)?;
             let by_character = *settings.tokenizer == TokenizerConfig::Char {};
             tokenize::write_shards(&source, &tokenizer, by_character, key, &path, progress)?;
             let again = open_shards(&path, &key).map_err(|why| {
@@ -90,6 +94,11 @@ pub(crate) fn open(
         }
     };
     tokenizer_notes(settings.tokenizer, &shards, &mut notes);
+    let file = &source.segments[0].path;
+    if masked {
+        let tokens = masked::Tokens { shards, tokenizer, from_cache, notes };
+        return Ok(Box::new(masked::MaskedDataset::new(tokens, context, seed, file)?));
+    }
     let mut dataset = TokenDataset {
         shards,
         tokenizer,
@@ -102,10 +111,29 @@ pub(crate) fn open(
         facts: Facts::default(),
         checksum: String::new(),
     };
-    dataset.check_long_enough(&source.segments[0].path)?;
+    dataset.check_long_enough(file)?;
     dataset.facts = dataset.gather_facts(from_cache, notes);
     dataset.checksum = dataset.sum();
-    Ok(dataset)
+    Ok(Box::new(dataset))
+}
+
+/// The tokenizer of a text, with the special tokens of an encoder if asked.
+fn build_tokenizer(
+    config: &TokenizerConfig,
+    source: &Source,
+    encoder: bool,
+    base_dir: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Tokenizer, DataError> {
+    let mut error = None;
+    let text = TrainingText {
+        pieces: TrainingPieces::new(source, &mut error),
+        bytes: source.bytes(Split::Train),
+        path: &source.segments[0].path,
+        encoder,
+    };
+    let built = tokenizer::build(config, text, base_dir, progress);
+    error.map_or(built, Err)
 }
 
 fn open_shards(path: &Path, key: &[u8; 32]) -> Result<(Shards, Tokenizer), String> {
@@ -115,10 +143,13 @@ fn open_shards(path: &Path, key: &[u8; 32]) -> Result<(Shards, Tokenizer), Strin
 }
 
 /// blake3 of all that decides the tokens: contents, cuts, tokenizer settings, format version. Names of files do not.
-fn key(tokenizer: &TokenizerConfig, source: &Source, base_dir: &Path) -> Result<[u8; 32], DataError> {
+fn key(tokenizer: &TokenizerConfig, masked: bool, source: &Source, base_dir: &Path) -> Result<[u8; 32], DataError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"tenon tokens");
     hasher.update(&FORMAT_VERSION.to_le_bytes());
+    if masked && !matches!(tokenizer, TokenizerConfig::File { .. }) {
+        hasher.update(b"encoder ");
+    }
     match tokenizer {
         TokenizerConfig::Bpe { vocab } => {
             hasher.update(b"bpe ");

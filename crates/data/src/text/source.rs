@@ -123,7 +123,8 @@ fn open_segment(segment: &Segment) -> Result<Take<File>, DataError> {
     Ok(file.take(segment.end - segment.start))
 }
 
-fn list_files(key: &str, paths: &Paths, base_dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+/// The text files that `paths` name; `key` is the setting, for messages.
+pub(crate) fn list_files(key: &str, paths: &Paths, base_dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     for path in paths.as_slice() {
         let path = base_dir.join(path);

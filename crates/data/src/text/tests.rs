@@ -6,9 +6,10 @@ use proptest::prelude::*;
 use serde_json::json;
 use tokenizers::Tokenizer;
 
+use super::build_tokenizer;
 use super::source::{PieceReader, Source};
 use super::tokenize::tokenize;
-use super::tokenizer::{build, parse, word_starts};
+use super::tokenizer::{parse, word_starts};
 use crate::config::{Paths, TokenizerConfig};
 use crate::dataset::Split;
 use crate::error::DataError;
@@ -46,7 +47,9 @@ fn whole(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 /// Tokenizers of every kind: ours, Llama 3's pattern (where a newline belongs to the punctuation before it), Metaspace, an
 /// added token with a space inside, and one that marks the start of its input, so that nothing may be cut.
 fn every_tokenizer(text: &Text) -> Vec<(&'static str, Tokenizer)> {
-    let own = |config: &TokenizerConfig| build(config, &text.source, Path::new(""), &mut |_| {}).expect("a tokenizer");
+    let own = |config: &TokenizerConfig| {
+        build_tokenizer(config, &text.source, false, Path::new(""), &mut |_| {}).expect("a tokenizer")
+    };
     let bpe = own(&TokenizerConfig::Bpe { vocab: 400 });
     let json: serde_json::Value = serde_json::from_str(&bpe.to_string(false).expect("JSON")).expect("JSON");
     let changed = |path: &str, value: serde_json::Value| {
@@ -145,7 +148,7 @@ fn what_is_not_utf8_is_named_by_its_byte() {
         let message = error.to_string();
         assert!(message.contains(&format!("t.txt, byte {at}\n")), "{message}");
         let config = TokenizerConfig::Bpe { vocab: 300 };
-        let trained = build(&config, &text.source, text.dir.path(), &mut |_| {});
+        let trained = build_tokenizer(&config, &text.source, false, text.dir.path(), &mut |_| {});
         assert_eq!(trained.map(|_| ()).unwrap_err().to_string(), message);
     }
 }

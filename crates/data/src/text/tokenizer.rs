@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 use super::source::{PieceReader, Source};
@@ -27,26 +28,62 @@ const SMALLEST_BPE: usize = 257;
 const MIN_FREQUENCY: u64 = 2;
 const PIECE_BYTES: usize = 1 << 16;
 
+/// BERT's special tokens, which a tokenizer for encoders has beside the others.
+pub(crate) const FILLER: &str = "[PAD]";
+pub(crate) const START: &str = "[CLS]";
+pub(crate) const END: &str = "[SEP]";
+pub(crate) const MASK: &str = "[MASK]";
+/// Those that are not [`UNKNOWN`] or [`END_OF_TEXT`].
+const OF_ENCODERS: [&str; 4] = [FILLER, START, END, MASK];
+
+/// The text that a tokenizer is made from.
+pub(crate) struct TrainingText<'a, I> {
+    /// Its pieces, cut where no token can reach across.
+    pub pieces: I,
+    /// Their bytes, for the display.
+    pub bytes: u64,
+    /// The file, for messages.
+    pub path: &'a Path,
+    /// Whether it is for an encoder: then it has the special tokens of BERT, and samples start and end with one.
+    pub encoder: bool,
+}
+
 /// Makes the tokenizer that `config` asks for; only training text is looked at.
 pub(crate) fn build(
     config: &TokenizerConfig,
-    source: &Source,
+    text: TrainingText<'_, impl Iterator<Item = String> + Send>,
     base_dir: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Tokenizer, DataError> {
-    let bytes = source.bytes(Split::Train);
-    match config {
-        TokenizerConfig::Bpe { vocab } => {
-            check_bpe_vocab(*vocab)?;
-            progress(Progress::TrainingTokenizer { bytes });
-            train_bpe(*vocab, source)
-        }
-        TokenizerConfig::Char {} => {
-            progress(Progress::TrainingTokenizer { bytes });
-            characters(source)
-        }
-        TokenizerConfig::File { file } => load_tokenizer(&base_dir.join(file)),
+    if let TokenizerConfig::File { file } = config {
+        return load_tokenizer(&base_dir.join(file));
     }
+    if let TokenizerConfig::Bpe { vocab } = config {
+        check_bpe_vocab(*vocab)?;
+    }
+    progress(Progress::TrainingTokenizer { bytes: text.bytes });
+    let (path, encoder) = (text.path, text.encoder);
+    let mut tokenizer = match config {
+        TokenizerConfig::Bpe { vocab } => train_bpe(*vocab, text)?,
+        _ => characters(text)?,
+    };
+    if encoder {
+        frame(&mut tokenizer).map_err(|error| library_error(path, &error))?;
+    }
+    Ok(tokenizer)
+}
+
+/// Has samples and pairs of samples framed as BERT's are.
+fn frame(tokenizer: &mut Tokenizer) -> Result<(), tokenizers::Error> {
+    let tokens: Vec<(String, u32)> =
+        [START, END].into_iter().filter_map(|t| Some((t.to_owned(), tokenizer.token_to_id(t)?))).collect();
+    let template = TemplateProcessing::builder()
+        .try_single(format!("{START}:0 $A:0 {END}:0"))?
+        .try_pair(format!("{START}:0 $A:0 {END}:0 $B:1 {END}:1"))?
+        .special_tokens(tokens)
+        .build()?;
+    tokenizer.with_post_processor(Some(template));
+    Ok(())
 }
 
 fn check_bpe_vocab(vocab: usize) -> Result<(), DataError> {
@@ -65,7 +102,7 @@ fn check_bpe_vocab(vocab: usize) -> Result<(), DataError> {
 }
 
 /// Training text as an iterator of pieces cut between words, which end at the first error.
-struct TrainingPieces<'a> {
+pub(crate) struct TrainingPieces<'a> {
     source: &'a Source,
     next_segment: usize,
     reader: Option<PieceReader>,
@@ -73,7 +110,8 @@ struct TrainingPieces<'a> {
 }
 
 impl<'a> TrainingPieces<'a> {
-    fn new(source: &'a Source, error: &'a mut Option<DataError>) -> Self {
+    /// The pieces of the training part; what goes wrong is left in `error`.
+    pub fn new(source: &'a Source, error: &'a mut Option<DataError>) -> Self {
         TrainingPieces { source, next_segment: 0, reader: None, error }
     }
 
@@ -120,7 +158,11 @@ pub(crate) fn word_starts(text: &str) -> impl Iterator<Item = usize> + '_ {
 
 /// A byte-level BPE as GPT-2's: no prefix space, all 256 bytes, one special token. The crate breaks ties between pairs of equal
 /// count by their tokens, so neither its hash maps nor its threads show in the result.
-fn train_bpe(vocab: usize, source: &Source) -> Result<Tokenizer, DataError> {
+fn train_bpe(
+    vocab: usize,
+    text: TrainingText<'_, impl Iterator<Item = String> + Send>,
+) -> Result<Tokenizer, DataError> {
+    let special = std::iter::once(END_OF_TEXT).chain(OF_ENCODERS.into_iter().filter(|_| text.encoder));
     let mut tokenizer = Tokenizer::new(BPE::default());
     let (no_prefix_space, trim_offsets, use_regex) = (false, false, true);
     let byte_level = ByteLevel::new(no_prefix_space, trim_offsets, use_regex);
@@ -130,30 +172,21 @@ fn train_bpe(vocab: usize, source: &Source) -> Result<Tokenizer, DataError> {
         .min_frequency(MIN_FREQUENCY)
         .show_progress(false)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-        .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+        .special_tokens(special.map(|token| AddedToken::from(token, true)).collect())
         .build()
         .into();
-    let mut error = None;
-    let trained = tokenizer.train(&mut trainer, TrainingPieces::new(source, &mut error));
-    let failed = trained.err();
-    match (error, failed) {
-        (Some(error), _) => Err(error),
-        (None, Some(failed)) => Err(library_error(&source.segments[0].path, &failed)),
-        (None, None) => Ok(tokenizer),
-    }
+    tokenizer.train(&mut trainer, text.pieces).map_err(|error| library_error(text.path, &error))?;
+    Ok(tokenizer)
 }
 
 /// A tokenizer of single characters: a BPE without merges, which every reader of `tokenizer.json` understands.
-fn characters(source: &Source) -> Result<Tokenizer, DataError> {
-    let mut error = None;
+fn characters(text: TrainingText<'_, impl Iterator<Item = String>>) -> Result<Tokenizer, DataError> {
     let mut alphabet = BTreeSet::new();
-    for piece in TrainingPieces::new(source, &mut error) {
+    for piece in text.pieces {
         alphabet.extend(piece.chars());
     }
-    if let Some(error) = error {
-        return Err(error);
-    }
-    let tokens = std::iter::once(UNKNOWN.to_owned()).chain(alphabet.iter().map(char::to_string));
+    let special = std::iter::once(UNKNOWN).chain(OF_ENCODERS.into_iter().filter(|_| text.encoder));
+    let tokens = special.map(str::to_owned).chain(alphabet.iter().map(char::to_string));
     let vocab: Map<String, Value> = tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
     let json = json!({
         "version": "1.0",
@@ -177,7 +210,12 @@ fn characters(source: &Source) -> Result<Tokenizer, DataError> {
             "merges": [],
         },
     });
-    parse(&source.segments[0].path, json.to_string().as_bytes())
+    let mut tokenizer = parse(text.path, json.to_string().as_bytes())?;
+    if text.encoder {
+        let special = std::iter::once(UNKNOWN).chain(OF_ENCODERS).map(|token| AddedToken::from(token, true));
+        tokenizer.add_special_tokens(&special.collect::<Vec<AddedToken>>());
+    }
+    Ok(tokenizer)
 }
 
 /// Loads a `tokenizer.json`. Its truncation and padding settings are dropped: here texts are cut into windows.
@@ -239,6 +277,11 @@ pub fn vocabulary_size(tokenizer: &Tokenizer) -> usize {
     let with_added_tokens = true;
     let greatest = tokenizer.get_vocab(with_added_tokens).into_values().max();
     greatest.map_or(0, |id| id as usize + 1)
+}
+
+/// The first of these names that is a token.
+pub(crate) fn token_named(tokenizer: &Tokenizer, names: &[&str]) -> Option<u32> {
+    names.iter().find_map(|name| tokenizer.token_to_id(name))
 }
 
 /// The token that stands for what the tokenizer does not know, if it has one.

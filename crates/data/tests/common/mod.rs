@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use tenon_data::{DataConfig, DataError, Dataset, ElementType, Progress, Split, fill_batch, open};
+use tenon_data::{
+    DataConfig, DataError, Dataset, Demands, ElementType, Field, Progress, Split, batch_length, fill_batch, open,
+};
 
 /// The folder of the data files that the repository ships.
 pub fn shipped() -> PathBuf {
@@ -49,8 +51,11 @@ impl Folder {
     }
 
     pub fn open_seeded(&self, toml: &str, seed: u64, context: Option<usize>) -> Result<Box<dyn Dataset>, DataError> {
-        let mut ignore = |_: Progress| {};
-        open(&config(toml), self.dir.path(), &self.cache(), seed, context, &mut ignore)
+        self.open_for(toml, Demands { seed, batch: 4, context, masked: false })
+    }
+
+    pub fn open_for(&self, toml: &str, demands: Demands) -> Result<Box<dyn Dataset>, DataError> {
+        open(&config(toml), self.dir.path(), &self.cache(), demands, &mut |_: Progress| {})
     }
 
     /// The text of the error that opening gives, with the folder's own path left out.
@@ -70,7 +75,9 @@ pub fn config(toml: &str) -> DataConfig {
 /// A batch as bytes, one buffer per field, and its number of real samples.
 pub fn batch(data: &dyn Dataset, split: Split, position: u64, size: usize) -> (Vec<Vec<u8>>, usize) {
     // Filled with a pattern that no sample has, so that what is not written shows.
-    let mut buffers: Vec<Vec<u8>> = data.fields().iter().map(|field| vec![0xa5; field.bytes() * size]).collect();
+    let length = batch_length(data, split, position, size);
+    let fields: Vec<Field> = data.fields().iter().map(|field| field.at(length)).collect();
+    let mut buffers: Vec<Vec<u8>> = fields.iter().map(|field| vec![0xa5; field.bytes() * size]).collect();
     let mut parts: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
     let real = fill_batch(data, split, position, size, &mut parts);
     (buffers, real)

@@ -3,6 +3,9 @@
 //! Matrix products, convolutions and attention take bf16 operands, accumulate in f32 and give bf16 results. Parameters
 //! stay f32 masters, unless they are stored in bf16 ([`bf16_weights`]). Norms, softmax, losses, reductions and the
 //! optimizer are f32 and see no difference: the type of no value that they read changes.
+//!
+//! What a convolution reads is rounded for all its readers: so the residual stream of an image model is kept in bf16 only,
+//! and not in f32 beside it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -54,11 +57,15 @@ pub fn bf16_weights(graph: &Graph) -> Result<Graph, Diagnostic> {
 /// Those of [`rewrite`].
 pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
     let (feeds, split, results) = (feeds_products(graph), split_values(graph), results(graph));
+    let images = images(graph);
     let mut narrow = Narrow::default();
     rewrite(graph, |visit| {
         let data = visit.data();
         if data.phase == Phase::Update || !is_product(&data.op) {
-            let kept = visit.keep();
+            let mut kept = visit.keep();
+            for (tensor, old) in kept.iter_mut().zip(data.outputs()).filter(|(_, old)| images[old.index()]) {
+                *tensor = tensor.cast(DType::BF16).cast(visit.graph.ty(old).dtype);
+            }
             let new = data.outputs().zip(&kept).filter(|(old, _)| split[old.index()]);
             narrow.split.extend(new.map(|(_, new)| new.value()));
             return Some(kept);
@@ -152,6 +159,17 @@ fn feeds_products(graph: &Graph) -> Vec<bool> {
         }
     }
     feeds
+}
+
+/// By value: whether it is computed in the forward pass and a convolution there reads it as its images.
+fn images(graph: &Graph) -> Vec<bool> {
+    let mut images = vec![false; graph.value_count()];
+    for data in graph.nodes().map(|n| graph.node(n)).filter(|d| d.phase == Phase::Forward) {
+        if let Op::Conv(_) = data.op {
+            images[data.inputs[0].index()] = !matches!(graph.op_of(data.inputs[0]), Op::Source(_) | Op::View(_));
+        }
+    }
+    images
 }
 
 /// By value: whether it is only taken apart, as the joint projection of query, key and value is.

@@ -99,6 +99,12 @@ fn positions() -> Vec<Sample> {
     vec![
         sample(&rope::ROPE, "half", vec![heads(6), shared()], none()),
         sample(&rope::ROPE, "half/batch", vec![heads(4), own()], none().with("base", 500.0)),
+        sample(
+            &rope::ROPE,
+            "frequencies",
+            vec![heads(6), shared(), Operand::float([3]).within(0.01, 1.0)],
+            none().with("has_frequencies", true),
+        ),
         sample(&rope::ROPE, "interleaved", vec![heads(6), shared()], interleaved()),
         sample(&rope::ROPE, "interleaved/batch", vec![heads(4), own()], interleaved()),
         sample(&rope::ROPE, "bf16", vec![heads(4).of(DType::BF16), shared()], none()),

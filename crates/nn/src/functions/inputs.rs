@@ -10,19 +10,24 @@ use crate::value::InputValue;
 
 pub(super) const INTRODUCTION: &str = "A file's `inputs` is a dict from names to input types, or a function of some \
 hyperparameters that returns one. A size is a whole number, or a name of up to eight letters: `b` (batch) and `t` \
-(sequence) stay open until a program is planned.";
+(sequence) stay open until a program is planned. Where an input is `optional` and not given, `model` is called without it, \
+so its parameter has the default None.";
 
 pub(super) fn functions() -> Vec<Function> {
     vec![
-        function("tokens", "*dims", "Token numbers, `i32[dims]`.", "tokens(\"b\", \"t\")", |call| {
+        function("tokens", "*dims, optional = False", "Token numbers, `i32[dims]`.", "tokens(\"b\", \"t\")", |call| {
             input(call, DType::I32, call.argument("dims"), false)
         }),
-        function("features", "*dims", "Real-valued features, `f32[dims]`.", "features(\"b\", 784)", |call| {
-            input(call, DType::F32, call.argument("dims"), false)
-        }),
+        function(
+            "features",
+            "*dims, optional = False",
+            "Real-valued features, `f32[dims]`.",
+            "features(\"b\", 784)",
+            |call| input(call, DType::F32, call.argument("dims"), false),
+        ),
         function(
             "images",
-            "batch, channels, height, width",
+            "batch, channels, height, width, optional = False",
             "Images, `f32[batch, channels, height, width]` as data brings them (channels first, the ecosystem's \
              `pixel_values`). The model sees them channels last, `[batch, height, width, channels]`: convolutions, pooling \
              and normalisation work on the last axis.",
@@ -34,7 +39,7 @@ pub(super) fn functions() -> Vec<Function> {
         ),
         function(
             "tensor",
-            "dtype, *dims",
+            "dtype, *dims, optional = False",
             "Any other input: `dtype` is `f32`, `bf16`, `i32`, `u32`, `u8` or `bool`.",
             "tensor(\"u8\", \"b\", 32)",
             |call| input(call, dtype(call, "dtype")?, call.argument("dims"), false),
@@ -61,5 +66,5 @@ fn input(call: &Call<'_>, dtype: DType, dims: &Argument, image: bool) -> Outcome
         other => dim(other).ok_or_else(|| call.error("a size is a whole number or a name such as \"b\"")),
     };
     let dims = dims.iter().map(size).collect::<Result<Vec<_>, _>>()?;
-    Ok(Output::Input(InputValue { dtype, dims, image }))
+    Ok(Output::Input(InputValue { dtype, dims, image, optional: call.flag("optional")? }))
 }

@@ -28,15 +28,20 @@ pub(super) fn functions() -> Vec<Function> {
         ),
         function(
             "rope",
-            "x, positions, base = 10000.0, interleaved = False",
+            "x, positions, base = 10000.0, interleaved = False, frequencies = None",
             "Rotates the features of each head by angles proportional to their positions (Su et al. 2021). `x` is \
              `[b, t, heads, d]`, `positions` `[t]` or `[b, t]`. Pairs are features `i` and `i + d / 2`, as Llama has them, or \
-             neighbours if `interleaved`.",
+             neighbours if `interleaved`. `frequencies` `[d / 2]` replaces those of `base`: the angle from one position to the \
+             next.",
             "rope(reshape(sequence, [sequence.shape[0], sequence.shape[1], 4, 4]), positions(ids))",
             |call| {
-                let attrs =
-                    Attrs::default().with("base", call.number("base")?).with("interleaved", call.flag("interleaved")?);
-                let operands = [call.tensor("x")?, call.tensor("positions")?];
+                let frequencies = call.optional_tensor("frequencies")?;
+                let attrs = Attrs::default()
+                    .with("base", call.number("base")?)
+                    .with("interleaved", call.flag("interleaved")?)
+                    .with("has_frequencies", frequencies.is_some());
+                let operands: Vec<_> =
+                    [call.tensor("x")?, call.tensor("positions")?].into_iter().chain(frequencies).collect();
                 Ok(call.session.builder.composite(&rope::ROPE, &operands, attrs)[0].into())
             },
         ),

@@ -1,6 +1,7 @@
 //! The tables of an experiment file. Every default is in a `Default` implementation below and nowhere else.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,12 @@ use super::units::{ByteSize, TimeSpan};
 pub struct Model {
     /// The name of a built-in architecture ("gpt2"), or the path of a Starlark file ("my_model.star") relative to the experiment file.
     #[schemars(length(min = 1))]
-    pub architecture: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// The folder of a model to start from, imported or exported, relative to the experiment file: it gives the architecture, its
+    /// hyperparameters and the weights, and the tokenizer where the data has none. What does not fit (a new head) starts anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
     /// A named set of hyperparameters of the architecture ("gpt2-medium"); the keys here override its values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
@@ -202,6 +208,8 @@ pub enum Precision {
 pub enum Objective {
     /// Cross-entropy of each next token of a text.
     NextToken,
+    /// Cross-entropy of tokens that are masked, to be guessed from both sides (Devlin et al. 2019).
+    MaskedLm,
     /// Cross-entropy of one class a sample.
     Classification,
     /// Binary cross-entropy of several independent labels a sample.

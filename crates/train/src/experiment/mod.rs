@@ -233,7 +233,7 @@ impl Model {
     /// The Starlark file of the architecture, if it is one and not built in; `experiment` is the path of the experiment file.
     pub fn file(&self, experiment: &Path) -> Option<PathBuf> {
         let folder = experiment.parent().unwrap_or(Path::new(""));
-        self.architecture.ends_with(".star").then(|| folder.join(&self.architecture))
+        self.architecture.as_ref().filter(|name| name.ends_with(".star")).map(|name| folder.join(name))
     }
 }
 

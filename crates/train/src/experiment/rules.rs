@@ -33,6 +33,24 @@ pub(crate) fn rules(experiment: &Experiment, tree: &Node, schema: &Json) -> Vec<
 fn training_rules(experiment: &Experiment, tree: &Node) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut report = |path: &[&str], message: String| problems.push(Problem { place: tree.place_of(path), message });
+    let model = &experiment.model;
+    match (&model.architecture, &model.from) {
+        (None, None) => report(&["model"], "`model` needs the key `architecture` or `from`: what to train".to_owned()),
+        (Some(name), Some(from)) => {
+            let from = from.display();
+            let message = format!(
+                "`model.architecture` is \"{name}\" and `model.from` is \"{from}\", which has its own: give one of the two"
+            );
+            report(&["model", "architecture"], message);
+        }
+        (None, Some(_)) if model.preset.is_some() => {
+            report(
+                &["model", "preset"],
+                "`model.preset` has no meaning with `from`: the folder has all values".to_owned(),
+            );
+        }
+        _ => {}
+    }
     let train = &experiment.train;
     match (train.steps, train.epochs) {
         (None, None) => report(&["train"], "`train` needs the key `steps` or `epochs`: how long to train".to_owned()),

@@ -1,17 +1,26 @@
 //! Depthwise convolution: one filter for each channel, sixteen channels at a time.
+//!
+//! Neighbouring results whose windows lie wholly inside read their weights together; the rest, at the borders, go one by
+//! one. Both add in the same order.
 
 use super::Convolution;
 use crate::isa::Cpu;
-use crate::kernels::view::{Scratch, piece};
+use crate::kernels::view::{DType, Pointer, Scratch, piece};
 use crate::kernels::window::{Pixels, place};
-use crate::simd::{LANES, Lanes, Task};
+use crate::simd::{Float, LANES, Lanes, Task};
+use std::marker::PhantomData;
 use tenon_graph::op::Direction;
 
-/// The bytes of shared scratch: the weights as `f32[taps][channels, padded]`.
-pub(super) fn scratch(spec: &Convolution) -> usize {
+/// What a result reads for one window element: an offset into the other map, and one into the turned weights.
+type Tap = (usize, usize);
+
+/// The bytes of shared scratch, the weights as `f32[taps][channels, padded]`, and of scratch per worker.
+pub(super) fn scratch(spec: &Convolution) -> (usize, usize) {
     match spec.direction {
-        Direction::Forward | Direction::InputGradient => piece::<f32>(weights(spec)),
-        Direction::WeightGradient => 0,
+        Direction::Forward | Direction::InputGradient => {
+            (piece::<f32>(weights(spec)), piece::<Tap>(spec.geometry.taps()))
+        }
+        Direction::WeightGradient => (0, piece::<f32>(spec.geometry.taps() * PARTS * LANES)),
     }
 }
 
@@ -21,17 +30,15 @@ fn weights(spec: &Convolution) -> usize {
 
 /// `(input, weight) -> output`: sums over ascending window elements.
 pub(super) fn forward(cpu: &Cpu, spec: &Convolution, x: Pixels, w: Pixels, y: Pixels, scratch: Scratch<'_>) {
-    let weights = turn_weights(spec, w, scratch);
-    run_rows(cpu, spec, x, y, weights, spec.geometry.output);
+    run_rows(cpu, spec, x, w, y, scratch);
 }
 
 /// `(output gradient, weight) -> input gradient`: sums over ascending windows.
 pub(super) fn input_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, w: Pixels, dx: Pixels, scratch: Scratch<'_>) {
-    let weights = turn_weights(spec, w, scratch);
-    run_rows(cpu, spec, dy, dx, weights, spec.geometry.input);
+    run_rows(cpu, spec, dy, w, dx, scratch);
 }
 
-fn turn_weights(spec: &Convolution, w: Pixels, scratch: Scratch<'_>) -> *const f32 {
+fn turn_weights(spec: &Convolution, w: Pixels, scratch: &Scratch<'_>) -> *const f32 {
     let (taps, padded) = (spec.geometry.taps(), spec.channels.next_multiple_of(LANES));
     let to = scratch.shared().take::<f32>(weights(spec));
     for channel in 0..padded {
@@ -46,14 +53,25 @@ fn turn_weights(spec: &Convolution, w: Pixels, scratch: Scratch<'_>) -> *const f
     to
 }
 
-fn run_rows(cpu: &Cpu, spec: &Convolution, from: Pixels, to: Pixels, weights: *const f32, sizes: [usize; 3]) {
+fn run_rows(cpu: &Cpu, spec: &Convolution, from: Pixels, w: Pixels, to: Pixels, scratch: Scratch<'_>) {
+    let weights = Pointer(turn_weights(spec, w, &scratch).cast_mut());
+    let sizes = match spec.direction {
+        Direction::Forward => spec.geometry.output,
+        Direction::InputGradient | Direction::WeightGradient => spec.geometry.input,
+    };
     let rows = sizes[0] * sizes[1];
-    let weights = crate::kernels::view::Pointer(weights.cast_mut());
-    cpu.pool.run(spec.geometry.n * rows, |task, _| {
-        let (n, row) = (task / rows, task % rows);
-        cpu.vectorise(Row { spec, from, to, weights: weights.get(), sizes, n, row });
+    cpu.pool.run(spec.geometry.n * rows, |task, worker| {
+        let taps = scratch.worker(worker).take::<Tap>(spec.geometry.taps());
+        let row = Row { spec, from, to, weights: weights.get(), taps, n: task / rows, row: task % rows, sizes };
+        match spec.dtype {
+            DType::F32 => cpu.vectorise(Of::<f32, _>(row, PhantomData)),
+            _ => cpu.vectorise(Of::<u16, _>(row, PhantomData)),
+        }
     });
 }
+
+/// Work on operands of element type `F`.
+struct Of<F, W>(W, PhantomData<F>);
 
 /// One row of results, of either map.
 struct Row<'a> {
@@ -61,107 +79,250 @@ struct Row<'a> {
     from: Pixels,
     to: Pixels,
     weights: *const f32,
-    sizes: [usize; 3],
+    /// Room for what one result reads.
+    taps: *mut Tap,
     n: usize,
     row: usize,
+    sizes: [usize; 3],
 }
 
-impl Task for Row<'_> {
+impl<F: Float> Task for Of<F, Row<'_>> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let Row { spec, from, to, weights, sizes, n, row } = self;
-        let padded = spec.channels.next_multiple_of(LANES);
-        for x in 0..sizes[2] {
-            let at = [row / sizes[1], row % sizes[1], x];
-            for channel in (0..spec.channels).step_by(LANES) {
-                let count = (spec.channels - channel).min(LANES);
-                let mut sum = V::splat(0.0);
-                match spec.direction {
-                    Direction::Forward => spec.geometry.for_taps(
-                        at,
-                        #[inline(always)]
-                        |tap, other| {
-                            // SAFETY: a pixel of the other operand, channels of it, and their weights.
-                            unsafe {
-                                let weight = V::load(weights.add(tap * padded + channel));
-                                sum = from.load::<V>(from.offset(n, other) + channel, count).mul_add(weight, sum);
-                            }
-                        },
-                    ),
-                    Direction::InputGradient | Direction::WeightGradient => spec.geometry.for_windows(
-                        at,
-                        #[inline(always)]
-                        |tap, other| {
-                            // SAFETY: as above.
-                            unsafe {
-                                let weight = V::load(weights.add(tap * padded + channel));
-                                sum = from.load::<V>(from.offset(n, other) + channel, count).mul_add(weight, sum);
-                            }
-                        },
-                    ),
+        let row = self.0;
+        let window = &row.spec.geometry.windows[2];
+        // Results `step` apart read neighbouring elements of the other map, or such that are a stride apart.
+        let (step, ahead) = match row.spec.direction {
+            Direction::Forward => (1, window.stride),
+            Direction::InputGradient | Direction::WeightGradient => (window.stride, 1),
+        };
+        let ahead = row.from.offset(0, [0, 0, ahead]);
+        for residue in 0..step.min(row.sizes[2]) {
+            let mut x = residue;
+            while x < row.sizes[2] {
+                // Where both ends of a run are inside, so is what lies between.
+                let run = |n: usize| {
+                    let last = x + (n - 1) * step;
+                    last < row.sizes[2] && row.is_inside(x) && row.is_inside(last)
+                };
+                // SAFETY: the results exist, and their windows are whole.
+                unsafe {
+                    let taps = row.taps_of(x);
+                    if run(8) {
+                        row.results::<F, V, 8>(taps, x, step, ahead);
+                        x += 8 * step;
+                    } else if run(4) {
+                        row.results::<F, V, 4>(taps, x, step, ahead);
+                        x += 4 * step;
+                    } else {
+                        row.results::<F, V, 1>(taps, x, step, ahead);
+                        x += step;
+                    }
                 }
-                // SAFETY: this task alone writes its row.
-                unsafe { to.store(to.offset(n, at) + channel, count, sum) };
             }
         }
     }
 }
 
+impl<'a> Row<'a> {
+    /// Whether no element that the result's window, or the windows that reach it, may have along the row is missing.
+    #[inline(always)]
+    fn is_inside(&self, x: usize) -> bool {
+        let geometry = &self.spec.geometry;
+        let window = geometry.windows[2];
+        let mut taps = 0..window.size;
+        match self.spec.direction {
+            Direction::Forward => taps.all(|tap| geometry.reads(2, x, tap).is_some()),
+            Direction::InputGradient | Direction::WeightGradient => {
+                let reaches = |tap: usize| (x + window.low) % window.stride == tap * window.dilation % window.stride;
+                taps.all(|tap| !reaches(tap) || geometry.window_of(2, x, tap).is_some())
+            }
+        }
+    }
+
+    /// What a result of the row reads, in order.
+    #[inline(always)]
+    fn taps_of(&self, x: usize) -> &'a [Tap] {
+        let at = [self.row / self.sizes[1], self.row % self.sizes[1], x];
+        let (geometry, padded) = (&self.spec.geometry, self.spec.channels.next_multiple_of(LANES));
+        let mut count = 0;
+        let mut push = |tap: usize, other: [usize; 3]| {
+            // SAFETY: the room is for as many as a window has elements.
+            unsafe { self.taps.add(count).write((self.from.offset(self.n, other), tap * padded)) };
+            count += 1;
+        };
+        match self.spec.direction {
+            Direction::Forward => geometry.for_taps(at, &mut push),
+            Direction::InputGradient | Direction::WeightGradient => geometry.for_windows(at, &mut push),
+        }
+        // SAFETY: that many have been written; nobody writes while they are read.
+        unsafe { std::slice::from_raw_parts(self.taps, count) }
+    }
+
+    /// `T` results, `step` apart in this row; what each reads lies `ahead` elements behind what the one before reads.
+    ///
+    /// # Safety
+    /// The results exist, and so does what they read.
+    #[inline(always)]
+    unsafe fn results<F: Float, V: Lanes, const T: usize>(&self, taps: &[Tap], x: usize, step: usize, ahead: usize) {
+        let at = |t: usize| {
+            let place = [self.row / self.sizes[1], self.row % self.sizes[1], x + t * step];
+            self.to.offset(self.n, place)
+        };
+        for channel in (0..self.spec.channels).step_by(LANES) {
+            let count = (self.spec.channels - channel).min(LANES);
+            let mut sums = [V::splat(0.0); T];
+            // SAFETY: as the caller says; this task alone writes its row.
+            unsafe {
+                for (offset, weight) in taps {
+                    let weight = V::load(self.weights.add(weight + channel));
+                    let from = self.from.bytes(offset + channel).cast::<F>().cast_const();
+                    for (t, sum) in sums.iter_mut().enumerate() {
+                        *sum = F::load_first::<V>(from.add(t * ahead), count).mul_add(weight, *sum);
+                    }
+                }
+                for (t, sum) in sums.iter().enumerate() {
+                    self.to.store(at(t) + channel, count, *sum);
+                }
+            }
+        }
+    }
+}
+
+/// Vectors of channels that one task of the weight gradient sums at most.
+const PARTS: usize = 4;
+
 /// `(output gradient, input) -> weight gradient`: sums over ascending output pixels.
-pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixels, dw: Pixels) {
-    let windows = spec.geometry.windows.map(|w| w.size);
-    let rows = windows[0] * windows[1];
-    cpu.pool.run(spec.channels.div_ceil(LANES) * rows, |task, _| {
-        let (channel, row) = (task / rows * LANES, task % rows);
-        cpu.vectorise(WeightRow { spec, dy, x, dw, channel, row });
+pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixels, dw: Pixels, scratch: Scratch<'_>) {
+    let vectors = spec.channels.div_ceil(LANES);
+    let tasks = vectors.div_ceil(PARTS).next_multiple_of(2).min(vectors);
+    let elements = spec.geometry.taps() * PARTS * LANES;
+    cpu.pool.run(tasks, |task, worker| {
+        let sums = scratch.worker(worker).take::<f32>(elements);
+        let (first, end) = (task * vectors / tasks, (task + 1) * vectors / tasks);
+        let channel = first * LANES;
+        let parts = end - first;
+        let whole = spec.channels >= end * LANES;
+        // SAFETY: the piece has this size, and zero bytes are zeros.
+        unsafe { std::ptr::write_bytes(sums, 0, elements) };
+        let work = Weights { spec, dy, x, sums, channel, whole };
+        match (spec.dtype, parts) {
+            (DType::F32, 1) => cpu.vectorise(Parts::<f32, 1>(work, PhantomData)),
+            (DType::F32, 2) => cpu.vectorise(Parts::<f32, 2>(work, PhantomData)),
+            (DType::F32, 3) => cpu.vectorise(Parts::<f32, 3>(work, PhantomData)),
+            (DType::F32, _) => cpu.vectorise(Parts::<f32, PARTS>(work, PhantomData)),
+            (_, 1) => cpu.vectorise(Parts::<u16, 1>(work, PhantomData)),
+            (_, 2) => cpu.vectorise(Parts::<u16, 2>(work, PhantomData)),
+            (_, 3) => cpu.vectorise(Parts::<u16, 3>(work, PhantomData)),
+            (..) => cpu.vectorise(Parts::<u16, PARTS>(work, PhantomData)),
+        }
+        let taps = spec.geometry.taps();
+        for lane in 0..(spec.channels - channel).min(parts * LANES) {
+            for tap in 0..taps {
+                // SAFETY: this task alone writes the filters of its channels.
+                unsafe { dw.set((channel + lane) * taps + tap, *sums.add(tap * parts * LANES + lane)) };
+            }
+        }
     });
 }
 
-/// Window elements of a row that are summed at once.
-const TAPS: usize = 8;
-
-/// One row of the window, sixteen channels.
-struct WeightRow<'a> {
+/// The sums of some channels' filters over everything.
+struct Weights<'a> {
     spec: &'a Convolution,
     dy: Pixels,
     x: Pixels,
-    dw: Pixels,
+    /// `[taps][channels of the task]`
+    sums: *mut f32,
     channel: usize,
-    row: usize,
+    /// Whether the last vector of channels is a whole one.
+    whole: bool,
 }
 
-impl Task for WeightRow<'_> {
+/// The same, `P` vectors of channels of element type `F`.
+struct Parts<'a, F, const P: usize>(Weights<'a>, PhantomData<F>);
+
+impl<F: Float, const P: usize> Task for Parts<'_, F, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let WeightRow { spec, dy, x, dw, channel, row } = self;
-        let (geometry, count) = (&spec.geometry, (spec.channels - self.channel).min(LANES));
-        let [_, high, wide] = geometry.windows.map(|w| w.size);
-        for first in (0..wide).step_by(TAPS) {
-            let mut sums = [V::splat(0.0); TAPS];
-            for pixel in 0..spec.pixels() {
-                let n = pixel / geometry.outputs();
-                let output = place(pixel % geometry.outputs(), geometry.output);
-                let Some(z) = geometry.reads(0, output[0], row / high) else { continue };
-                let Some(y) = geometry.reads(1, output[1], row % high) else { continue };
-                // SAFETY: pixels and channels that exist.
-                unsafe {
-                    let gradient = dy.load::<V>(dy.offset(n, output) + channel, count);
-                    for (i, sum) in sums.iter_mut().enumerate().take(wide - first) {
-                        if let Some(at) = geometry.reads(2, output[2], first + i) {
-                            *sum = gradient.mul_add(x.load(x.offset(n, [z, y, at]) + channel, count), *sum);
+        let work = self.0;
+        let geometry = &work.spec.geometry;
+        let [deep, high, wide] = geometry.windows.map(|w| w.size);
+        for row in 0..geometry.n * geometry.output[0] * geometry.output[1] {
+            let at = place(row * geometry.output[2] % geometry.outputs().max(1), geometry.output);
+            let n = row / (geometry.output[0] * geometry.output[1]);
+            for d in 0..deep {
+                let Some(z) = geometry.reads(0, at[0], d) else { continue };
+                for h in 0..high {
+                    let Some(y) = geometry.reads(1, at[1], h) else { continue };
+                    let (dy, x) = (work.dy.offset(n, [at[0], at[1], 0]), work.x.offset(n, [z, y, 0]));
+                    let tap = (d * high + h) * wide;
+                    // SAFETY: rows that exist.
+                    unsafe {
+                        match wide {
+                            3 => work.row::<F, V, P, 3>(dy, x, tap, 0),
+                            5 => work.row::<F, V, P, 5>(dy, x, tap, 0),
+                            _ => (0..wide).for_each(|w| work.row::<F, V, P, 1>(dy, x, tap + w, w)),
                         }
                     }
                 }
             }
-            for (i, sum) in sums.iter().enumerate().take(wide - first) {
-                for (lane, value) in sum.to_array().into_iter().enumerate().take(count) {
-                    let at = (channel + lane) * geometry.taps() + row * wide + first + i;
-                    // SAFETY: this task alone writes these elements of these filters.
-                    unsafe { dw.set(at, value) };
+        }
+    }
+}
+
+impl Weights<'_> {
+    /// Adds one row of output pixels to the sums of `K` window elements from `tap` on, the first of which is `first` in its
+    /// row of the window. `dy` and `x` are the offsets of both rows.
+    ///
+    /// # Safety
+    /// The rows exist.
+    #[inline(always)]
+    unsafe fn row<F: Float, V: Lanes, const P: usize, const K: usize>(
+        &self,
+        dy: usize,
+        x: usize,
+        tap: usize,
+        first: usize,
+    ) {
+        let geometry = &self.spec.geometry;
+        let count = |p: usize| if self.whole || p + 1 < P { LANES } else { self.spec.channels % LANES };
+        let (dy_step, x_step) = (self.dy.offset(0, [0, 0, 1]), self.x.offset(0, [0, 0, 1]));
+        let window = geometry.windows[2];
+        // SAFETY: as the caller says; channels of the task, and taps of a window.
+        unsafe {
+            let sums_at = |k: usize, p: usize| self.sums.add(((tap + k) * P + p) * LANES);
+            let mut sums = [[V::splat(0.0); P]; K];
+            for (k, sums) in sums.iter_mut().enumerate() {
+                for (p, sum) in sums.iter_mut().enumerate() {
+                    *sum = V::load(sums_at(k, p));
+                }
+            }
+            for output in 0..geometry.output[2] {
+                let mut gradient = [V::splat(0.0); P];
+                for (p, gradient) in gradient.iter_mut().enumerate() {
+                    let at = self.dy.bytes(dy + output * dy_step + self.channel + p * LANES);
+                    *gradient = F::load_first(at.cast::<F>().cast_const(), count(p));
+                }
+                let inside =
+                    geometry.reads(2, output, first).is_some() && geometry.reads(2, output, first + K - 1).is_some();
+                let start = (output * window.stride + first * window.dilation).wrapping_sub(window.low);
+                for (k, sums) in sums.iter_mut().enumerate() {
+                    if inside || geometry.reads(2, output, first + k).is_some() {
+                        let pixel = start.wrapping_add(k * window.dilation);
+                        for (p, sum) in sums.iter_mut().enumerate() {
+                            let at = self.x.bytes(x + pixel * x_step + self.channel + p * LANES);
+                            *sum = gradient[p].mul_add(F::load_first(at.cast::<F>().cast_const(), count(p)), *sum);
+                        }
+                    }
+                }
+            }
+            for (k, sums) in sums.iter().enumerate() {
+                for (p, sum) in sums.iter().enumerate() {
+                    sum.store(sums_at(k, p));
                 }
             }
         }

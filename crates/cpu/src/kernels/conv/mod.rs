@@ -114,7 +114,7 @@ impl Convolution {
         if self.is_pointwise() {
             (piece::<u8>(gemm_scratch_bytes(&self.product(), isa, threads)), 0)
         } else if self.is_depthwise() {
-            (depthwise::scratch(self), 0)
+            depthwise::scratch(self)
         } else {
             general::scratch(self, isa, threads)
         }
@@ -188,7 +188,7 @@ pub fn convolve(
     match (spec.is_depthwise(), spec.direction) {
         (true, Direction::Forward) => depthwise::forward(cpu, spec, a, b, to, scratch),
         (true, Direction::InputGradient) => depthwise::input_gradient(cpu, spec, a, b, to, scratch),
-        (true, Direction::WeightGradient) => depthwise::weight_gradient(cpu, spec, a, b, to),
+        (true, Direction::WeightGradient) => depthwise::weight_gradient(cpu, spec, a, b, to, scratch),
         (false, Direction::Forward) => general::forward(cpu, spec, a, b, to, scratch),
         (false, Direction::InputGradient) => general::input_gradient(cpu, spec, a, b, to, scratch),
         (false, Direction::WeightGradient) => general::weight_gradient(cpu, spec, a, b, to, scratch),

@@ -1,0 +1,211 @@
+//! Encoders: classification of texts in batches of several lengths, masked language modelling, and training that starts from
+//! another model's weights.
+
+mod common;
+
+use common::{Lab, Numbers, backend, checksum_after, trainer};
+use tenon::cpu::CpuBackend;
+use tenon::graph::backend::Backend;
+use tenon::model_folder::open_model;
+
+const ENCODER: &str = r#"
+inputs = dict(input_ids = tokens("b", "t"), attention_mask = tokens("b", "t"), token_type_ids = tokens("b", "t"))
+
+def block(x, mask, heads):
+    q, k, v = split(linear(layer_norm(x, name = "ln_1"), 3 * x.shape[-1], name = "qkv"), 3)
+    x = x + linear(attention(q, k, v, heads = heads, mask = mask), x.shape[-1], name = "out")
+    return x + linear(gelu(linear(layer_norm(x, name = "ln_2"), 64, name = "up")), x.shape[-1], name = "down")
+
+def model(input_ids, attention_mask, token_type_ids, vocab = 50, context = 64, width = 32, layers = 2, heads = 2,
+          rate = 0.1, head = "classes", classes = 2):
+    x = embedding(input_ids, vocab, width, name = "words") + embedding(token_type_ids, 2, width, name = "types")
+    x = dropout(x + embedding(positions(input_ids), context, width, name = "places"), rate)
+    for i in range(layers):
+        x = scope("h.%d" % i, block, x, attention_mask, heads)
+    x = layer_norm(x, name = "ln_f")
+    if head == "tokens":
+        return linear(x, vocab, name = "words_head")
+    return linear(select(x, 0, axis = 1), classes, name = "classes_head")
+"#;
+
+const CLASSES: &str = r#"
+[data]
+labelled_text = { jsonl = "texts.jsonl", text = "text", label = "label", max_tokens = 60 }
+tokenizer = { kind = "char" }
+validation = { stratified = 0.25 }
+
+[model]
+architecture = "encoder.star"
+
+[train]
+steps = 60
+batch = 8
+threads = 1
+checkpoint_every = 20
+optimizer = { kind = "adamw", lr = 3e-3 }
+"#;
+
+const MASKED: &str = r#"
+[data]
+text = "text.txt"
+tokenizer = { kind = "char" }
+validation = { last = 0.1 }
+
+[model]
+architecture = "encoder.star"
+head = "tokens"
+context = 40
+
+[train]
+steps = 60
+batch = 8
+objective = "masked-lm"
+optimizer = { kind = "adamw", lr = 3e-3 }
+
+[goal]
+masked_accuracy = { at_least = 0.15 }
+perplexity = { at_most = 20.0 }
+"#;
+
+/// Words of two classes that differ in one letter, of many lengths.
+fn lab(name: &str) -> Lab {
+    let lab = Lab::new(name);
+    let mut numbers = Numbers(11);
+    let mut lines = String::new();
+    for i in 0..320 {
+        let (label, letter) = [("plain", 'a'), ("queer", 'q')][i % 2];
+        let length = 1 + numbers.below(4) * numbers.below(22);
+        let text: String = (0..length).map(|_| if numbers.below(3) == 0 { letter } else { 'e' }).collect();
+        lines += &format!("{{\"text\": \"{letter}{text}\", \"label\": \"{label}\"}}\n");
+    }
+    lab.write("texts.jsonl", lines);
+    lab.write("encoder.star", ENCODER);
+    lab.write("classes.toml", CLASSES);
+    lab.write("masked.toml", MASKED);
+    lab
+}
+
+#[test]
+fn texts_are_classified_and_the_names_of_the_classes_kept() {
+    let lab = lab("classes");
+    lab.write(
+        "classes.toml",
+        format!(
+            "{CLASSES}\n[goal]\nf1 = {{ at_least = 0.97 }}\nmcc = {{ at_least = 0.9 }}\nauc = {{ at_least = 0.99 }}\n"
+        ),
+    );
+    let out = lab.tenon("run classes.toml").expect(0).stdout;
+    assert!(out.contains("samples are padded to 16, "), "{out}");
+    for metric in ["accuracy", "f1", "macro_f1", "mcc", "auc"] {
+        assert!(out.contains(&format!("{metric} ")), "{metric}: {out}");
+    }
+    let read = |file: &str| -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(lab.path("runs/classes").join(file)).unwrap()).unwrap()
+    };
+    assert_eq!(read("run.json")["classes"], serde_json::json!(["plain", "queer"]));
+    let config = read("export/config.json");
+    assert_eq!(config["id2label"], serde_json::json!({ "0": "plain", "1": "queer" }));
+    assert_eq!(config["label2id"], serde_json::json!({ "plain": 0, "queer": 1 }));
+    assert!(lab.path("runs/classes/export/tokenizer.json").exists());
+    let wrong = lab.tenon("plan classes.toml --set goal.bits_per_byte.at_most=1.0").expect(2).stderr;
+    assert!(
+        wrong.contains("evaluations of this experiment have val_loss, perplexity, accuracy, f1, macro_f1"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn batches_of_several_lengths_are_planned_and_change_no_promise() {
+    let lab = lab("lengths");
+    let file = lab.path("classes.toml");
+    for set in [&[][..], &["train.accumulate=2"], &["train.memory=\"2MiB\""], &["data.class_weights=\"balanced\""]] {
+        let setup = lab.setup(&file, set);
+        let one = CpuBackend::new(1).unwrap();
+        let plan = setup.plan(&one).unwrap();
+        assert!(!plan.shorter.is_empty() && plan.shorter.len() + 1 == setup.data.lengths().len());
+        assert_eq!(*one.session(plan.programs()).unwrap().allocation(), plan.allocation, "{set:?}");
+        let expected = checksum_after(&setup, 50, &one);
+        assert_eq!(checksum_after(&setup, 50, &CpuBackend::new(3).unwrap()), expected, "{set:?}");
+    }
+    // Recomputation is there to be asked for, and gives the same bits.
+    let plain = lab.setup(&file, &[]);
+    let tight = lab.setup(&file, &["train.memory=\"2MiB\""]);
+    let total = |setup: &tenon::train::setup::Setup| setup.plan(&backend()).unwrap().allocation.total();
+    assert!(total(&tight) <= 2 << 20 && total(&tight) < total(&plain), "{} {}", total(&tight), total(&plain));
+    assert_eq!(checksum_after(&tight, 10, &backend()), checksum_after(&plain, 10, &backend()));
+
+    // Padding is not seen: a longer batch has the same loss, up to rounding. And a resumed run has the same bits.
+    let mut one_length = lab.setup(&file, &["model.rate=0.0", "train.batch=240"]);
+    one_length.experiment.train.batch = 240;
+    let one_by_one = lab.setup(&file, &["model.rate=0.0", "train.batch=1", "train.accumulate=240"]);
+    let (mut all, mut each) = (trainer(&one_length, &backend()), trainer(&one_by_one, &backend()));
+    let (all, each) = (all.step().unwrap(), each.step().unwrap());
+    assert!((all.loss - each.loss).abs() < 1e-5 && (all.grad_norm - each.grad_norm).abs() < 1e-4, "{all:?} {each:?}");
+    lab.tenon("train classes.toml --out whole").expect(0);
+    lab.tenon("train classes.toml --out parts --set train.checkpoint_every=7").expect(0);
+    let checkpoints = lab.path("parts/checkpoints");
+    let newest = format!("step-{:08}", lab.newest_step("parts"));
+    std::fs::remove_dir_all(checkpoints.join(newest)).unwrap();
+    let again = lab.tenon("train classes.toml --out parts").expect(0).stdout;
+    assert!(again.contains("from the checkpoint of step 56"), "{again}");
+    assert!(lab.final_bytes("whole") == lab.final_bytes("parts"));
+}
+
+#[test]
+fn class_weights_weigh_the_loss_as_pytorch_does() {
+    let lab = lab("weights");
+    let file = lab.path("classes.toml");
+    let step = |set: &[&str]| {
+        let all = ["model.rate=0.0", "train.batch=240"];
+        let setup = lab.setup(&file, &[&all[..], set].concat());
+        trainer(&setup, &backend()).step().unwrap()
+    };
+    let (plain, first, second) =
+        (step(&[]), step(&["data.class_weights=[1.0, 0.0]"]), step(&["data.class_weights=[0.0, 1.0]"]));
+    let both = step(&["data.class_weights=[3.0, 1.0]"]);
+    // Both classes have as many samples; the mean is over the sum of the weights.
+    assert!((plain.loss - (first.loss + second.loss) / 2.0).abs() < 1e-5, "{plain:?} {first:?} {second:?}");
+    assert!((both.loss - (3.0 * first.loss + second.loss) / 4.0).abs() < 1e-5, "{both:?}");
+}
+
+#[test]
+fn tokens_are_guessed_and_the_model_goes_on_as_a_classifier() {
+    let lab = lab("masked");
+    let out = lab.tenon("run masked.toml").expect(0).stdout;
+    assert!(out.contains("masked_accuracy ") && !out.contains("bits_per_byte"), "{out}");
+    let source = open_model(&lab.path("runs/masked/export")).unwrap();
+
+    let tuned = CLASSES
+        .replace("architecture = \"encoder.star\"", "from = \"runs/masked/export\"\nhead = \"classes\"")
+        .replace("tokenizer = { kind = \"char\" }\n", "")
+        .replace("max_tokens = 60", "max_tokens = 40");
+    let tuned = lab.write("tuned.toml", tuned);
+    let planned = lab.tenon("plan tuned.toml").expect(0).stdout;
+    assert!(
+        planned.contains("starts from the folder's weights, but anew: classes_head.weight, classes_head.bias"),
+        "{planned}"
+    );
+    let setup = lab.setup(&tuned, &[]);
+    assert_eq!(setup.model.hyperparameter("context"), source.model.hyperparameter("context"));
+    let weights = setup.start.as_ref().unwrap().weights().unwrap();
+    let kept = source.model.variables().map(|v| v.name.clone()).zip(source.values);
+    let kept: Vec<(String, Vec<f32>)> = kept.filter(|(name, _)| !name.starts_with("words_head")).collect();
+    assert!(weights == kept, "what the folder has, without its head");
+    let run = lab.tenon("run tuned.toml --set train.optimizer.lr=1e-9 --set train.steps=1").expect(0).stdout;
+    assert!(run.contains("export"), "{run}");
+    let after = open_model(&lab.path("runs/tuned/export")).unwrap();
+    for (name, values) in &kept {
+        let at = after.model.variables().position(|v| v.name == *name).unwrap();
+        let moved = after.values[at].iter().zip(values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(moved < 1e-7, "{name} moved by {moved}");
+    }
+    for (set, said) in [
+        ("model.architecture=\"gpt2\"", "give one of the two"),
+        ("model.from=\"nowhere\"", "nowhere"),
+        ("model.width=64", "has only 128 of the "),
+        ("model.preset=\"small\"", "has no meaning with `from`"),
+    ] {
+        let refused = lab.tenon(&format!("plan tuned.toml --set {set}")).expect(2).stderr;
+        assert!(refused.contains(said), "{set}: {refused}");
+    }
+}

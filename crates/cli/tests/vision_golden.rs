@@ -1,0 +1,246 @@
+//! The vision families against timm and PyTorch: names and shapes of the presets, logits, loss, gradient norms, ten steps of
+//! AdamW, running statistics. The numbers are made by tools/fixtures/vision_families.py.
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+use tenon::cpu::CpuBackend;
+use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer};
+use tenon::graph::backend::{Backend, Session};
+use tenon::nn::forward::{NamedTensor, Values, forward, set_variables};
+use tenon::nn::{ArchitectureSource, HyperValue, Model};
+use tenon::train::experiment::{AdamW, Objective, Optimizer, Train};
+use tenon::train::objective::LABELS;
+use tenon::train::plan::plan;
+use tenon::train::programs::{DENOMINATOR, Recipe};
+
+const BATCH: usize = 3;
+const CLASSES: usize = 7;
+
+fn fixture(name: &str) -> Map<String, Json> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vision").join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// FNV-1a of 64 bits.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+}
+
+/// The script's numbers in [-1, 1) of a name.
+fn uniform(name: &str, count: usize) -> impl Iterator<Item = f64> {
+    let seed = fnv(name) as u32;
+    (0..count as u32).map(move |i| {
+        let mut x = i.wrapping_mul(0x9E37_79B1).wrapping_add(seed);
+        x = (x ^ (x >> 16)).wrapping_mul(0x85EB_CA6B);
+        x = (x ^ (x >> 13)).wrapping_mul(0xC2B2_AE35);
+        x ^= x >> 16;
+        f64::from(x >> 8) / f64::from(1 << 23) - 1.0
+    })
+}
+
+/// The script's weights of a name.
+fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
+    let count: usize = shape.iter().product();
+    let make = |u: f64| match shape.len() {
+        1 if name.ends_with("weight") || name.ends_with("running_var") => 1.0 + 0.25 * u,
+        1 => 0.1 * u,
+        _ => u * (6.0 / (count / shape[0]) as f64).sqrt(),
+    };
+    uniform(name, count).map(|u| make(u) as f32).collect()
+}
+
+fn pixels(name: &str, count: usize) -> Vec<f32> {
+    uniform(&format!("pixels.{name}"), count).map(|u| u as f32).collect()
+}
+
+/// The hyperparameters of a case of the script.
+fn hyperparameters(case: &str) -> (&str, Vec<(&'static str, HyperValue)>) {
+    let ints = |values: &[i64]| HyperValue::List(values.iter().map(|v| HyperValue::Int(*v)).collect());
+    let (yes, int) = (HyperValue::Bool(true), HyperValue::Int);
+    match case {
+        "resnet_small" => {
+            ("resnet", vec![("blocks", ints(&[2, 1, 1, 1])), ("features", int(5)), ("small_images", yes)])
+        }
+        "resnet_dilated" => (
+            "resnet",
+            vec![("blocks", ints(&[1, 2, 1, 2])), ("bottleneck", yes), ("features", int(6)), ("output_stride", int(8))],
+        ),
+        "efficientnet" => {
+            ("efficientnet", vec![("wider", HyperValue::Float(0.25)), ("deeper", HyperValue::Float(0.6))])
+        }
+        "efficientnet_tf" => (
+            "efficientnet",
+            vec![("wider", HyperValue::Float(0.25)), ("deeper", HyperValue::Float(0.6)), ("tensorflow", yes)],
+        ),
+        "vit" => ("vit", vec![("patch", int(8)), ("dim", int(36)), ("layers", int(3)), ("heads", int(3))]),
+        preset => (preset, vec![]),
+    }
+}
+
+fn model(case: &str, golden: &Json) -> Model {
+    let (name, mut set) = hyperparameters(case);
+    let size = |key: &str| HyperValue::Int(golden[key].as_i64().unwrap());
+    set.extend([("height", size("height")), ("width", size("width")), ("classes", HyperValue::Int(CLASSES as i64))]);
+    // The script trains without what is random.
+    set.push(("rate", HyperValue::Float(0.0)));
+    if !name.starts_with("resnet") {
+        set.push(("drop_path_rate", HyperValue::Float(0.0)));
+    }
+    let set: Vec<(String, HyperValue)> = set.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    Model::load(&ArchitectureSource::Named(name.to_string()), &set).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn values(model: &Model) -> Vec<Vec<f32>> {
+    model.variables().map(|v| weights(&v.name, &v.shape)).collect()
+}
+
+/// The script's batches.
+struct Batches {
+    fields: Vec<Field>,
+    facts: Facts,
+}
+
+impl Batches {
+    fn new(height: usize, width: usize) -> Batches {
+        let field = |name: &str, element, shape: Vec<usize>| Field::new(name, element, &shape);
+        let pixel_values = field("pixel_values", ElementType::F32, vec![3, height, width]);
+        let fields = vec![pixel_values, field(LABELS, ElementType::I32, vec![])];
+        Batches { fields, facts: Facts { classes: Some(CLASSES), ..Facts::default() } }
+    }
+
+    fn fill(&self, session: &mut dyn Session, step: usize) {
+        let count = BATCH * self.fields[0].bytes() / 4;
+        let pixels = pixels(&step.to_string(), count);
+        let bytes: Vec<u8> = pixels.iter().flat_map(|x| x.to_le_bytes()).collect();
+        session.input_mut("pixel_values").unwrap().copy_from_slice(&bytes);
+        let labels = (0..BATCH).flat_map(|i| (((step * 5 + i * 3) % CLASSES) as i32).to_le_bytes());
+        session.input_mut(LABELS).unwrap().copy_from_slice(&labels.collect::<Vec<u8>>());
+        session.input_mut(DENOMINATOR).unwrap().copy_from_slice(&(BATCH as f32).to_le_bytes());
+    }
+}
+
+impl Dataset for Batches {
+    fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    fn len(&self, _: Split) -> u64 {
+        BATCH as u64
+    }
+
+    fn write_sample(&self, _: Split, _: u64, _: u64, _: &mut [&mut [u8]]) {
+        unreachable!("batches are filled by step")
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn checksum(&self) -> &str {
+        "fixture"
+    }
+
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        None
+    }
+}
+
+fn norm(session: &dyn Session, name: &str) -> f64 {
+    let bytes = session.input(name).unwrap_or_else(|| panic!("no buffer `{name}`"));
+    let squares = bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)).powi(2));
+    squares.sum::<f64>().sqrt()
+}
+
+/// Lists the norms that are further apart than `bound`, relative to what is expected and to a hundredth of the greatest: the
+/// gradient of what a batch norm takes away again is nothing but rounding.
+fn far_apart(found: &dyn Session, prefix: &str, expected: &Json, bound: f64) -> Vec<String> {
+    let expected: Vec<(&String, f64)> =
+        expected.as_object().unwrap().iter().map(|(name, norm)| (name, norm.as_f64().unwrap())).collect();
+    let greatest = expected.iter().fold(0.0f64, |m, (_, norm)| m.max(*norm));
+    let pairs = expected.iter().map(|(name, wanted)| (*name, norm(found, &format!("{prefix}{name}")), *wanted));
+    let far = pairs.filter(|(_, found, wanted)| (found - wanted).abs() > bound * wanted.max(greatest / 100.0));
+    far.map(|(name, found, wanted)| format!("{name}: {found}, expected {wanted}")).collect()
+}
+
+fn settings(accumulate: u64) -> Train {
+    let adamw = AdamW { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+    Train { batch: BATCH as u64, optimizer: Optimizer::Adamw(adamw), clip: None, accumulate, ..Train::default() }
+}
+
+fn session(model: &Model, train: &Train, data: &Batches, backend: &CpuBackend) -> Box<dyn Session> {
+    let recipe = Recipe { model, train, objective: Objective::Classification, weighted: false, steps: 10 };
+    let plan = plan(&recipe, data, backend, None).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = backend.session(plan.programs()).unwrap();
+    set_variables(&mut *session, model, &values(model));
+    session
+}
+
+#[test]
+fn presets_have_the_names_and_shapes_of_timm() {
+    let mut wrong = Vec::new();
+    for (name, expected) in fixture("presets.json") {
+        let model = Model::load(&ArchitectureSource::Named(name.clone()), &[]).unwrap_or_else(|e| panic!("{e}"));
+        let mut lines: Vec<String> = model.variables().map(|v| format!("{} {:?}", v.name, v.shape)).collect();
+        lines.sort();
+        let found = (model.parameter_count() as u64, format!("{:016x}", fnv(&lines.join("\n"))));
+        if Some(found.0) != expected["parameters"].as_u64() || Some(&*found.1) != expected["names"].as_str() {
+            wrong.push(format!("{name}: {found:?}, expected {expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn logits() {
+    let backend = CpuBackend::new(2).unwrap();
+    for (case, golden) in fixture("golden.json") {
+        let model = model(&case, &golden);
+        let shape: Vec<usize> = model.inputs[0].shape.iter().map(|d| d.as_const().unwrap_or(1)).collect();
+        let values_of_pixels = Values::Float(pixels("alone", shape.iter().product()));
+        let input = NamedTensor { name: "pixel_values".into(), shape, values: values_of_pixels };
+        let outputs = forward(&model, &values(&model), &[input], &backend).unwrap_or_else(|e| panic!("{e}"));
+        let Values::Float(found) = &outputs.iter().find(|t| t.name == "logits").unwrap().values else {
+            panic!("logits are floats")
+        };
+        let wanted: Vec<f64> = golden["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let largest = wanted.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let apart = found.iter().zip(&wanted).fold(0.0f64, |m, (a, b)| m.max((f64::from(*a) - b).abs()));
+        assert!(found.len() == CLASSES && apart <= 1e-4 * largest, "{case}: {found:?}, expected {wanted:?}");
+    }
+}
+
+#[test]
+fn gradients_and_ten_steps() {
+    let backend = CpuBackend::new(2).unwrap();
+    for (case, golden) in fixture("golden.json").into_iter().filter(|(_, golden)| golden["losses"].is_array()) {
+        let model = model(&case, &golden);
+        let size = |key: &str| golden[key].as_u64().unwrap() as usize;
+        let data = Batches::new(size("height"), size("width"));
+
+        // The program of an accumulated step leaves the gradients in buffers.
+        let mut accumulating = session(&model, &settings(2), &data, &backend);
+        data.fill(&mut *accumulating, 0);
+        accumulating.run(0).unwrap();
+        let expected = &golden["gradient_norms"];
+        assert_eq!(expected.as_object().unwrap().len(), model.parameters.len(), "{case}");
+        let far = far_apart(&*accumulating, "gradient.", expected, 1e-3);
+        assert!(far.is_empty(), "{case}: {far:#?}");
+
+        let mut session = session(&model, &settings(1), &data, &backend);
+        for (step, wanted) in golden["losses"].as_array().unwrap().iter().enumerate() {
+            data.fill(&mut *session, step);
+            session.run(0).unwrap();
+            let (_, bytes) = session.output(0, "loss").unwrap();
+            let (found, wanted) = (f64::from(f32::from_le_bytes(bytes.try_into().unwrap())), wanted.as_f64().unwrap());
+            let bound = if step == 0 { 1e-5 } else { 1e-3 };
+            assert!((found - wanted).abs() <= bound * wanted, "{case}, step {step}: {found}, expected {wanted}");
+            if step == 0 {
+                // Later steps differ: Adam makes whole steps of gradients that are nothing but rounding.
+                assert_eq!(golden["statistics"].as_object().unwrap().len(), model.states.len(), "{case}");
+                let far = far_apart(&*session, "", &golden["statistics"], 1e-4);
+                assert!(far.is_empty(), "{case}: {far:#?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Folders of image files, one folder a class.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::picture::Picture;
+use crate::error::{DataError, Place};
+
+/// Endings of image files.
+const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// Image files and their classes.
+pub(crate) struct Listing {
+    /// Sorted by class, then by path.
+    pub files: Vec<PathBuf>,
+    /// The class of each.
+    pub classes: Vec<u32>,
+}
+
+/// The names of the folders in `root`, sorted: the classes.
+pub(crate) fn class_names(root: &Path) -> Result<Vec<String>, DataError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root).map_err(DataError::io("read the folder", root))? {
+        let entry = entry.map_err(DataError::io("read the folder", root))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() && !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    if names.is_empty() {
+        return Err(DataError::content(
+            root,
+            Place::Whole,
+            "the folder has no folders: each class has one, named after it",
+            "put the images of each class into a folder: images/cat/1.jpg, images/dog/1.jpg",
+        ));
+    }
+    Ok(names)
+}
+
+/// The image files of each of the classes `names` in `root`, at any depth.
+pub(crate) fn list(root: &Path, names: &[String]) -> Result<Listing, DataError> {
+    let mut listing = Listing { files: Vec::new(), classes: Vec::new() };
+    for (class, name) in names.iter().enumerate() {
+        let mut files = Vec::new();
+        let folder = root.join(name);
+        if folder.is_dir() {
+            gather(&folder, &mut files)?;
+        }
+        files.sort();
+        listing.classes.resize(listing.classes.len() + files.len(), class as u32);
+        listing.files.append(&mut files);
+    }
+    if listing.files.is_empty() {
+        return Err(DataError::content(
+            root,
+            Place::Whole,
+            format!("the class folders hold no image: none ends in {}", ENDINGS.join(", ")),
+            "put the images of each class into its folder",
+        ));
+    }
+    Ok(listing)
+}
+
+fn gather(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+    for entry in fs::read_dir(folder).map_err(DataError::io("read the folder", folder))? {
+        let path = entry.map_err(DataError::io("read the folder", folder))?.path();
+        let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+        if path.is_dir() {
+            gather(&path, files)?;
+        } else if ENDINGS.contains(&ending.as_str()) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Reads and decodes a file.
+pub(crate) fn read(path: &Path, channels: usize) -> Result<Picture, DataError> {
+    let bytes = fs::read(path).map_err(DataError::io("read", path))?;
+    Picture::decode(path, &bytes, channels)
+}
+
+/// Decodes every file once, on all processors, and gives the checksum of each, or why it cannot be decoded; in the order of
+/// `files`.
+pub(crate) fn check(
+    files: &[PathBuf],
+    channels: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Vec<Result<blake3::Hash, DataError>> {
+    /// Files between two reports.
+    const CHUNK: usize = 256;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut results = Vec::with_capacity(files.len());
+    for chunk in files.chunks(CHUNK) {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut found = Vec::new();
+            while let at = next.fetch_add(1, Ordering::Relaxed)
+                && let Some(path) = chunk.get(at)
+            {
+                let checked = fs::read(path).map_err(DataError::io("read", path)).and_then(|bytes| {
+                    Picture::decode(path, &bytes, channels)?;
+                    Ok(blake3::hash(&bytes))
+                });
+                found.push((at, checked));
+            }
+            found
+        };
+        let mut found: Vec<_> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().flat_map(|w| w.join().expect("a decoder does not panic")).collect()
+        });
+        found.sort_by_key(|(at, _)| *at);
+        results.extend(found.into_iter().map(|(_, checked)| checked));
+        progress(results.len());
+    }
+    results
+}

@@ -1,0 +1,154 @@
+//! Folders of image files: classes, formats, order whatever the threads do, held-out folders, corrupt files, errors.
+
+mod common;
+
+use std::io::Cursor;
+
+use common::{Folder, floats, ints, sample};
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use tenon_data::{Dataset, Split, fill_batch};
+
+fn picture(shade: u8, format: ImageFormat) -> Vec<u8> {
+    let image = RgbImage::from_fn(10, 8, |x, y| Rgb([shade, (x * 20) as u8, (y * 30) as u8]));
+    let mut bytes = Cursor::new(Vec::new());
+    DynamicImage::ImageRgb8(image).write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// Eleven pictures of cats and dogs.
+fn animals() -> Folder {
+    let folder = Folder::new(&[]);
+    for i in 0..5u8 {
+        folder.write(&format!("animals/cat/{i}.png"), &picture(i * 10, ImageFormat::Png));
+        folder.write(&format!("animals/dog/more/{i}.webp"), &picture(100 + i * 10, ImageFormat::WebP));
+    }
+    folder.write("animals/dog/x.JPG", &picture(200, ImageFormat::Jpeg));
+    folder.write("animals/dog/notes.txt", b"no image");
+    folder
+}
+
+fn opened(folder: &Folder, toml: &str) -> Box<dyn Dataset> {
+    folder.open(toml, None).unwrap_or_else(|error| panic!("{error}"))
+}
+
+const PLAIN: &str = "images = { folder = \"animals\", size = [8, 10] }\n";
+
+#[test]
+fn folders_are_classes() {
+    let data = opened(&animals(), PLAIN);
+    let facts = data.facts();
+    assert_eq!((facts.image, facts.classes), (Some([3, 8, 10]), Some(2)));
+    assert_eq!(facts.class_names, ["cat", "dog"]);
+    assert_eq!(facts.train.class_counts, [5, 6]);
+    assert!(facts.notes.iter().any(|n| n.contains("made ahead")), "{:?}", facts.notes);
+    let mut shades = Vec::new();
+    for index in 0..11 {
+        let fields = sample(&*data, Split::Train, 0, index);
+        let (pixels, label) = (floats(&fields[0]), ints(&fields[1])[0]);
+        let shade = (pixels[0] * 255.0).round() as i32;
+        assert_eq!(label, i32::from(shade >= 95), "a picture of shade {shade}");
+        if shade < 195 {
+            assert_eq!((pixels[80 + 3] * 255.0).round(), 60.0, "green grows along a row");
+            assert_eq!((pixels[160 + 20] * 255.0).round(), 60.0, "blue grows along a column");
+        }
+        shades.push(shade);
+    }
+    shades.sort_unstable();
+    shades.dedup();
+    assert_eq!(shades.len(), 11, "an epoch has every picture once");
+}
+
+#[test]
+fn samples_do_not_depend_on_who_asks_and_when() {
+    let folder = animals();
+    let toml = "images = { folder = \"animals\", size = [6, 6], augment = { resized_crop = {}, flip = true } }\n\
+                validation = { stratified = 0.2 }\n";
+    let data = opened(&folder, toml);
+    let in_order = |data: &dyn Dataset| {
+        let size: Vec<usize> = data.fields().iter().map(|f| 4 * f.bytes()).collect();
+        let batch = |position| {
+            let mut buffers: Vec<Vec<u8>> = size.iter().map(|n| vec![0; *n]).collect();
+            let mut parts: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
+            fill_batch(data, Split::Train, position, 4, &mut parts);
+            buffers
+        };
+        (0..12).map(|i| batch(i * 4)).collect::<Vec<_>>()
+    };
+    let first = in_order(&*data);
+    assert_ne!(first[0], first[9], "epochs differ");
+    let held_out = sample(&*data, Split::Validation, 0, 1);
+    // From the middle, backwards, from several threads, and after the held-out part.
+    std::thread::scope(|scope| {
+        for start in [7u64, 3, 11] {
+            let (data, first) = (&data, &first);
+            scope.spawn(move || {
+                for batch in (0..start).rev() {
+                    let position = batch * 4 + 1;
+                    let len = data.len(Split::Train);
+                    let fields = sample(&**data, Split::Train, position / len, position % len);
+                    let pixels = fields[0].len();
+                    assert_eq!(fields[0], first[batch as usize][0][pixels..2 * pixels]);
+                }
+            });
+        }
+    });
+    assert_eq!(sample(&*data, Split::Validation, 0, 1), held_out);
+    assert_eq!(in_order(&*data), first);
+    let again = opened(&folder, toml);
+    assert_eq!((again.checksum(), in_order(&*again)), (data.checksum(), first));
+    assert_ne!(opened(&folder, PLAIN).checksum(), data.checksum());
+}
+
+#[test]
+fn corrupt_files_are_named_and_skipped_or_refused() {
+    let folder = animals();
+    let mut torn = picture(3, ImageFormat::Png);
+    torn.truncate(torn.len() / 2);
+    folder.write("animals/cat/torn.png", &torn);
+    folder.write("animals/dog/empty.jpg", b"");
+    let refused = folder.error(PLAIN);
+    assert!(refused.contains("cat/torn.png") && refused.contains("on_corrupt = \"skip\""), "{refused}");
+    let data = opened(&folder, "images = { folder = \"animals\", size = [8, 10], on_corrupt = \"skip\" }\n");
+    assert_eq!(data.facts().train.class_counts, [5, 6]);
+    let note = data.facts().notes.iter().find(|n| n.contains("left out")).expect("a note");
+    assert!(note.starts_with("2 images") && note.contains("torn.png") && note.contains("empty.jpg"), "{note}");
+}
+
+#[test]
+fn another_folder_is_held_out() {
+    let folder = animals();
+    folder.write("other/dog/1.png", &picture(7, ImageFormat::Png));
+    let toml = format!("{PLAIN}validation = {{ file = \"other\" }}\n");
+    let data = opened(&folder, &toml);
+    assert_eq!((data.facts().train.samples, data.facts().validation.samples), (11, 1));
+    assert_eq!(ints(&sample(&*data, Split::Validation, 0, 0)[1]), [1]);
+    folder.write("other/fish/1.png", &picture(7, ImageFormat::Png));
+    let error = folder.error(&toml);
+    assert!(error.contains("the class fish"), "{error}");
+}
+
+#[test]
+fn settings_that_make_no_sense() {
+    let folder = animals();
+    folder.write("flat/1.png", &picture(1, ImageFormat::Png));
+    folder.write("none/cat/1.txt", b"");
+    let cases = [
+        ("folder = \"animals\"", "needs the size"),
+        ("folder = \"animals\", size = [0, 4]", "each side is 1 to 4096"),
+        ("folder = \"animals\", size = [4, 4], channels = 2", "1 (grey) or 3"),
+        ("folder = \"animals\", size = [4, 4], center = 2.0", "between 0.1 and 1"),
+        ("folder = \"animals\", size = [4, 4], label = \"last\"", "`folder` and `size`"),
+        ("folder = \"flat\", size = [4, 4]", "each class has one"),
+        ("folder = \"none\", size = [4, 4]", "hold no image"),
+        ("folder = \"nowhere\", size = [4, 4]", "cannot read the folder"),
+        ("folder = \"animals\", size = [4, 4], augment = { jitter = { hue = 0.9 } }", "0 to 0.5"),
+        ("folder = \"animals\", size = [4, 4], channels = 1, augment = { jitter = { hue = 0.1 } }", "3 channels"),
+        ("folder = \"animals\", size = [4, 4], augment = { randaugment = { magnitude = 99 } }", "magnitude 0 to 30"),
+        ("folder = \"animals\", size = [4, 4], augment = { resized_crop = { scale = [1.0, 0.5] } }", "rising pairs"),
+        ("folder = \"animals\", size = [4, 4], augment = { crop_padding = 9999 }", "at most 1024"),
+    ];
+    for (keys, expected) in cases {
+        let error = folder.error(&format!("images = {{ {keys} }}\n"));
+        assert!(error.contains(expected), "{keys}: {error}");
+    }
+}
