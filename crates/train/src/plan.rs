@@ -115,8 +115,8 @@ pub struct RunPlan {
     pub again_flops: f64,
     /// The sizes that the symbols stand for.
     pub bindings: Bindings,
-    /// How often the batches' programs, the longest first, and then the update run in an optimizer step, on average.
-    times: Vec<f64>,
+    /// What an optimizer step runs, and how often on average.
+    runs: Vec<(Arc<Program>, f64)>,
 }
 
 /// The programs of batches of one length.
@@ -136,6 +136,11 @@ impl RunPlan {
         self.training.iter().cloned().chain([self.evaluate.clone()]).chain(shorter).collect()
     }
 
+    /// About how many seconds an optimizer step takes on a backend, which may have to measure its speed first.
+    pub fn step_seconds(&self, backend: &dyn Backend) -> f64 {
+        self.runs.iter().map(|(program, times)| backend.estimate_seconds(program) * times).sum()
+    }
+
     /// The number of the program that trains on a batch of this length.
     pub fn batch_program(&self, length: Option<usize>) -> usize {
         self.shorter_at(length).map_or(0, |at| self.training.len() + 1 + 2 * at)
@@ -148,17 +153,6 @@ impl RunPlan {
 
     fn shorter_at(&self, length: Option<usize>) -> Option<usize> {
         self.shorter.iter().position(|s| Some(s.length) == length)
-    }
-
-    /// About how many seconds an optimizer step takes on a backend, which may have to measure its speed first.
-    pub fn step_seconds(&self, backend: &dyn Backend) -> f64 {
-        self.runs().map(|(program, times)| backend.estimate_seconds(program) * times).sum()
-    }
-
-    /// The programs of an optimizer step, and how often each runs on average.
-    fn runs(&self) -> impl Iterator<Item = (&Arc<Program>, f64)> {
-        let shorter = self.shorter.iter().map(|s| &s.batch);
-        self.training[..1].iter().chain(shorter).chain(&self.training[1..]).zip(self.times.iter().copied())
     }
 }
 
@@ -292,8 +286,8 @@ impl Planner<'_> {
         let mut shares: Vec<f64> = lengths.iter().map(|l| l.share).collect();
         let longest_share = shares.pop().unwrap_or(1.0);
         shares.insert(0, longest_share);
-        let accumulate = recipe.train.accumulate as f64;
-        let again_flops = batches.iter().zip(&shares).map(|(f, share)| f.again_flops * share * accumulate).sum();
+        let times = recipe.train.accumulate as f64;
+        let again_flops = batches.iter().zip(&shares).map(|(f, share)| f.again_flops * share * times).sum();
         let mut batches = batches.into_iter().map(|f| Arc::new(f.program));
         let training: Vec<Arc<Program>> = batches.next().into_iter().chain(updates).collect();
         let batch_of = |((length, batch), evaluate): ((&PaddedLength, Arc<Program>), Arc<Program>)| Shorter {
@@ -302,8 +296,11 @@ impl Planner<'_> {
             evaluate,
         };
         let shorter: Vec<Shorter> = lengths.iter().zip(batches).zip(evaluations).map(batch_of).collect();
-        let times = shares.iter().map(|share| share * accumulate).chain(training[1..].iter().map(|_| 1.0)).collect();
-        let mut plan = RunPlan {
+        let of_batches = [&training[0]].into_iter().chain(shorter.iter().map(|s| &s.batch)).zip(&shares);
+        let of_batches = of_batches.map(|(p, share)| (p.clone(), share * times));
+        let runs: Vec<_> = of_batches.chain(training[1..].iter().map(|p| (p.clone(), 1.0))).collect();
+        let flops = runs.iter().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
+        Ok(Ok(RunPlan {
             training,
             evaluate,
             shorter,
@@ -311,13 +308,11 @@ impl Planner<'_> {
             allocation,
             parameters: recipe.model.parameter_count() as u64,
             trained: recipe.model.trainable_count() as u64,
-            flops: 0.0,
+            flops,
             again_flops,
             bindings: longest.bindings,
-            times,
-        };
-        plan.flops = plan.runs().map(|(p, times)| cost::costs(&p.graph).total().flops * times).sum();
-        Ok(Ok(plan))
+            runs,
+        }))
     }
 }
 
