@@ -143,7 +143,7 @@ fn gradients_of_a_converted_model_are_f32_for_its_parameters() {
 #[test]
 fn what_a_convolution_reads_is_rounded_for_all() {
     let b = Builder::new();
-    let x = b.input("x", Role::Batch, Type::new(DType::F32, [1, 2, 2, 3]));
+    let x = b.input("x", Role::Data, Type::new(DType::F32, [1, 2, 2, 3]));
     let w = b.input("w", Role::Parameter, Type::new(DType::F32, [3, 1, 1, 3]));
     let image = x.tanh();
     let window = Window { size: 1, stride: 1, dilation: 1, low: 0, high: 0 };
