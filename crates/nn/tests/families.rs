@@ -19,6 +19,9 @@ fn presets_have_the_published_parameter_counts() {
         ("gpt2-large", 774_030_080),
         ("gpt2-xl", 1_557_611_200),
         ("simple-nn", 101_770),
+        ("bert-base", 109_482_240),
+        ("bert-large", 335_141_888),
+        ("minilm-l6-h384", 22_713_216),
     ];
     for (name, count) in expected {
         let model = load(name, &[]);
