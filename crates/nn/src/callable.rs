@@ -220,7 +220,9 @@ impl<'v> StarlarkValue<'v> for OperatorValue {
         let (a, b) = (operators::Side::new(left), operators::Side::new(right));
         let is_tensor = |side: &operators::Side| matches!(side, operators::Side::Tensor(_));
         let formats = self.0 == "%" && left.unpack_str().is_some();
-        if formats || !(is_tensor(&a) || is_tensor(&b)) {
+        // Whether an optional input was given is no question of its values.
+        let absence = ["==", "!="].contains(&self.0) && (left.is_none() || right.is_none());
+        if formats || absence || !(is_tensor(&a) || is_tensor(&b)) {
             return operators::apply(self.0, left, right, heap);
         }
         let shared = shared(eval)?;

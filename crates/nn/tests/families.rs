@@ -23,6 +23,16 @@ fn presets_have_the_published_parameter_counts() {
         ("resnet-50", 25_557_032),
         ("efficientnet_b0", 5_288_548),
         ("efficientnet-b7", 66_347_960),
+        ("bert-base", 109_482_240),
+        ("bert-large", 335_141_888),
+        ("minilm-l6-h384", 22_713_216),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3-8b", 8_030_261_248),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen3-0.6b", 596_049_920),
+        ("smollm-135m", 134_515_008),
+        ("mixtral-8x7b", 46_702_792_704),
     ];
     for (name, count) in expected {
         let model = load(name, &[]);
