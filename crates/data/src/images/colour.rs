@@ -80,7 +80,7 @@ pub(crate) fn equalize(picture: &mut Picture) {
         let step = (total - last) / 255;
         let mut before = step / 2;
         std::array::from_fn(|x| {
-            let value = if step == 0 { x } else { (before / step).min(255) };
+            let value = before.checked_div(step).map_or(x, |level| level.min(255));
             before += histogram[x];
             value as u8
         })

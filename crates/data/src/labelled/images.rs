@@ -93,7 +93,8 @@ pub(crate) fn open_images(
     }
     let facts = Facts { image: Some(images.shape), standardization, notes: images.notes, ..Facts::default() };
     let targets = Targets::Classes(images.labels);
-    let data = LabelledDataset::new(Parts { field, inputs: Inputs::Pictures(pictures), targets, rows, facts, seed });
+    let data =
+        LabelledDataset::new(Parts { field, inputs: Inputs::Pictures(Box::new(pictures)), targets, rows, facts, seed });
     Ok(if slow { Box::new(Ahead::new(data)) } else { Box::new(data) })
 }
 

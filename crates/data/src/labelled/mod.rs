@@ -28,7 +28,7 @@ use crate::order::shuffled;
 
 /// What a sample's input is made of; row-major over all rows of the source.
 enum Inputs {
-    Pictures(Pictures),
+    Pictures(Box<Pictures>),
     Numbers(Vec<f32>),
 }
 
