@@ -228,7 +228,10 @@ fn bad_images_are_named() {
             "images = { idx = \"i\", labels = \"l\", shape = [3, 2, 2] }".to_owned(),
             "an image has 4 pixels in the file; shape [3, 2, 2] has another number\n  --> i, byte 4",
         ),
-        ("images = { idx = \"i\" }".to_owned(), "images need either `idx` and `labels`, or `csv` and `label`"),
+        (
+            "images = { idx = \"i\" }".to_owned(),
+            "images need `idx` and `labels`, or `csv` and `label` (and `header` where it is in doubt), or `folder` and `size`",
+        ),
         (csv("c.csv", ""), "column 2 is `256`: a pixel is a whole number from 0 to 255\n  --> c.csv:4"),
         (csv("d.csv", ""), "the row has 4 cells, the first row 5\n  --> d.csv:3"),
         (csv("e.csv", ""), "label -1 is not one of the classes 0 to 65535\n  --> e.csv:3"),

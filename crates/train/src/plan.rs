@@ -195,6 +195,10 @@ pub fn plan(
     }
 }
 
+fn programs_of(fitted: &[Fitted]) -> Vec<Arc<Program>> {
+    fitted.iter().map(|f| Arc::new(f.program.clone())).collect()
+}
+
 /// The bytes of the run that was planned, or the least that it needs.
 fn needs(attempt: &Result<RunPlan, TooLarge>) -> usize {
     match attempt {
@@ -233,9 +237,41 @@ impl Planner<'_> {
         Ok(Some(best))
     }
 
+    /// The memory of these programs together.
+    fn allocation(&self, others: &[&Arc<Program>], batches: &[Arc<Program>]) -> Allocation {
+        let all: Vec<&Program> = others.iter().map(|p| &***p).chain(batches.iter().map(|p| &**p)).collect();
+        Allocation::of(&all, all.iter().map(|p| self.backend.scratch_bytes(p)).max().unwrap_or(0))
+    }
+
+    /// The programs of batches of all lengths, each with those before it in a budget: `budget` tells it, and again, with how
+    /// far the program is from it, where that one cannot be kept.
+    fn fit_all(
+        &self,
+        prepared: &[Graph],
+        others: &[&Arc<Program>],
+        budget: impl Fn(Option<TooLarge>) -> usize,
+    ) -> Result<Vec<Fitted>, TooLarge> {
+        let mut fitted: Vec<Fitted> = Vec::new();
+        for graph in prepared {
+            let before = programs_of(&fitted);
+            let fixed: Vec<&Arc<Program>> = others.iter().copied().chain(&before).collect();
+            let scratch = fixed.iter().map(|p| self.backend.scratch_bytes(p)).max().unwrap_or(0);
+            let size = |program: &Program| {
+                let programs: Vec<&Program> = [program].into_iter().chain(fixed.iter().map(|p| &***p)).collect();
+                Allocation::of(&programs, scratch.max(self.backend.scratch_bytes(program))).total()
+            };
+            let first = budget(None);
+            fitted.push(fit(graph, first, &size).or_else(|over| match budget(Some(over)) {
+                other if other > first => fit(graph, other, &size),
+                _ => Err(over),
+            })?);
+        }
+        Ok(fitted)
+    }
+
     /// One try; the inner error is in bytes of the whole run.
     fn attempt(&self, batch: usize, bf16: bool) -> Result<Result<RunPlan, TooLarge>, PlanError> {
-        let Planner { recipe, data, backend, .. } = self;
+        let Planner { recipe, data, .. } = self;
         let broken = |e| PlanError::Graph(vec![e]);
         let lengths = data.lengths();
         let options = |length: Option<usize>| -> Result<Options, PlanError> {
@@ -252,35 +288,25 @@ impl Planner<'_> {
         let updates = self.training[1..].iter().map(|g| plain(g, &longest)).collect::<Result<Vec<_>, _>>()?;
         let evaluate = plain(&self.evaluation, &longest)?;
         let evaluations = shorter.iter().map(|o| plain(&self.evaluation, o)).collect::<Result<Vec<_>, _>>()?;
-        let mut fixed: Vec<Arc<Program>> = updates.iter().chain([&evaluate]).chain(&evaluations).cloned().collect();
+        let others: Vec<&Arc<Program>> = updates.iter().chain([&evaluate]).chain(&evaluations).collect();
+        let total = |programs: &[Arc<Program>]| self.allocation(&others, programs).total();
 
-        let mut batches: Vec<Fitted> = Vec::new();
-        let mut over: Option<TooLarge> = None;
-        for options in [&longest].into_iter().chain(&shorter) {
-            let scratch = fixed.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
-            let size = |program: &Program| {
-                let programs: Vec<&Program> = [program].into_iter().chain(fixed.iter().map(|p| &**p)).collect();
-                Allocation::of(&programs, scratch.max(backend.scratch_bytes(program))).total()
-            };
-            match fit(&prepare(&self.training[0], options).map_err(broken)?, self.budget, &size) {
-                Ok(fitted) => {
-                    fixed.push(Arc::new(fitted.program.clone()));
-                    batches.push(fitted);
-                }
-                Err(new) => {
-                    let worse = |o: TooLarge| TooLarge {
-                        plain: o.plain.max(new.plain),
-                        smallest: o.smallest.max(new.smallest),
-                    };
-                    over = Some(over.map_or(new, worse));
+        let prepared = [&longest].into_iter().chain(&shorter).map(|o| prepare(&self.training[0], o).map_err(broken));
+        let prepared = prepared.collect::<Result<Vec<Graph>, _>>()?;
+        let batches = match self.fit_all(&prepared, &others, |_| self.budget) {
+            Err(over) if prepared.len() > 1 => {
+                // What one length leaves may be too little for another; all at their smallest may still fit.
+                let lowest = self.fit_all(&prepared, &others, |over| over.map_or(0, |o| o.smallest));
+                let smallest = lowest.as_ref().map_or(usize::MAX, |batches| total(&programs_of(batches)));
+                match lowest {
+                    Ok(batches) if smallest <= self.budget => batches,
+                    _ => return Ok(Err(TooLarge { smallest, ..over })),
                 }
             }
-        }
-        if let Some(over) = over {
-            return Ok(Err(over));
-        }
-        let scratch = fixed.iter().map(|p| backend.scratch_bytes(p)).max().unwrap_or(0);
-        let allocation = Allocation::of(&fixed.iter().map(|p| &**p).collect::<Vec<_>>(), scratch);
+            Err(over) => return Ok(Err(over)),
+            Ok(batches) => batches,
+        };
+        let allocation = self.allocation(&others, &programs_of(&batches));
 
         // What a step costs on average: batches of every length as often as the data has samples of it, then the update.
         let mut shares: Vec<f64> = lengths.iter().map(|l| l.share).collect();
