@@ -1,8 +1,12 @@
 //! The vision families against timm and PyTorch: names and shapes of the presets, logits, loss, gradient norms, steps of
 //! AdamW, running statistics. The numbers are made by tools/fixtures/vision_families.py.
 
+#[path = "common/formula.rs"]
+mod formula;
+
 use std::path::Path;
 
+use formula::{far_apart, fnv, uniform, weights};
 use serde_json::{Map, Value as Json};
 use tenon::cpu::CpuBackend;
 use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer};
@@ -20,34 +24,6 @@ const CLASSES: usize = 7;
 fn fixture(name: &str) -> Map<String, Json> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vision").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-/// FNV-1a of 64 bits.
-fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xCBF2_9CE4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
-}
-
-/// The script's numbers in [-1, 1) of a name.
-fn uniform(name: &str, count: usize) -> impl Iterator<Item = f64> {
-    let seed = fnv(name) as u32;
-    (0..count as u32).map(move |i| {
-        let mut x = i.wrapping_mul(0x9E37_79B1).wrapping_add(seed);
-        x = (x ^ (x >> 16)).wrapping_mul(0x85EB_CA6B);
-        x = (x ^ (x >> 13)).wrapping_mul(0xC2B2_AE35);
-        x ^= x >> 16;
-        f64::from(x >> 8) / f64::from(1 << 23) - 1.0
-    })
-}
-
-/// The script's weights of a name.
-fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
-    let count: usize = shape.iter().product();
-    let make = |u: f64| match shape.len() {
-        1 if name.ends_with("weight") || name.ends_with("running_var") => 1.0 + 0.25 * u,
-        1 => 0.1 * u,
-        _ => u * (6.0 / (count / shape[0]) as f64).sqrt(),
-    };
-    uniform(name, count).map(|u| make(u) as f32).collect()
 }
 
 fn pixels(name: &str, count: usize) -> Vec<f32> {
@@ -144,23 +120,6 @@ impl Dataset for Batches {
     fn tokenizer(&self) -> Option<&Tokenizer> {
         None
     }
-}
-
-fn norm(session: &dyn Session, name: &str) -> f64 {
-    let bytes = session.input(name).unwrap_or_else(|| panic!("no buffer `{name}`"));
-    let squares = bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)).powi(2));
-    squares.sum::<f64>().sqrt()
-}
-
-/// Lists the norms that are further apart than `bound`, relative to what is expected and to a hundredth of the greatest: the
-/// gradient of what a batch norm takes away again is nothing but rounding.
-fn far_apart(found: &dyn Session, prefix: &str, expected: &Json, bound: f64) -> Vec<String> {
-    let expected: Vec<(&String, f64)> =
-        expected.as_object().unwrap().iter().map(|(name, norm)| (name, norm.as_f64().unwrap())).collect();
-    let greatest = expected.iter().fold(0.0f64, |m, (_, norm)| m.max(*norm));
-    let pairs = expected.iter().map(|(name, wanted)| (*name, norm(found, &format!("{prefix}{name}")), *wanted));
-    let far = pairs.filter(|(_, found, wanted)| (found - wanted).abs() > bound * wanted.max(greatest / 100.0));
-    far.map(|(name, found, wanted)| format!("{name}: {found}, expected {wanted}")).collect()
 }
 
 fn settings(accumulate: u64) -> Train {

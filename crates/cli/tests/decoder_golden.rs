@@ -1,0 +1,161 @@
+//! Llama, Mistral, Qwen and Mixtral against transformers and PyTorch: logits, gradient norms, ten steps of AdamW, and the names
+//! of exported files. The numbers are made by tools/fixtures/decoder_families.py.
+
+mod common;
+#[path = "common/formula.rs"]
+mod formula;
+
+use std::path::Path;
+
+use common::Lab;
+use formula::{far_apart, uniform, weights};
+use serde_json::{Map, Value as Json};
+use tenon::cpu::CpuBackend;
+use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer};
+use tenon::graph::backend::{Backend, Session};
+use tenon::nn::forward::{NamedTensor, Values, forward, set_variables};
+use tenon::nn::{Model, export, load_safetensors, open};
+use tenon::train::experiment::{AdamW, Objective, Optimizer, Train};
+use tenon::train::objective::LABELS;
+use tenon::train::plan::plan;
+use tenon::train::programs::{DENOMINATOR, Recipe};
+
+const BATCH: usize = 3;
+const LENGTH: usize = 19;
+const VOCAB: usize = 101;
+
+fn golden() -> Map<String, Json> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/decoders.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The model that the case's config.json describes, and the script's weights.
+fn opened(golden: &Json, dir: &Path) -> (Model, Vec<Vec<f32>>) {
+    std::fs::write(dir.join("config.json"), golden["config"].to_string()).unwrap();
+    let model = open(dir).unwrap_or_else(|e| panic!("{e}"));
+    // Files number the matrices of experts.
+    let values = model.variables().map(|v| match v.name.split_once("experts.") {
+        Some((before, after)) => {
+            (0..v.shape[0]).flat_map(|i| weights(&format!("{before}experts.{i}.{after}"), &v.shape[1..])).collect()
+        }
+        None => weights(&v.name, &v.shape),
+    });
+    let values = values.collect();
+    (model, values)
+}
+
+fn tokens(name: &str) -> Vec<i32> {
+    uniform(name, BATCH * LENGTH).map(|u| ((u + 1.0) / 2.0 * VOCAB as f64) as i32).collect()
+}
+
+/// The script's batches.
+struct Batches {
+    fields: Vec<Field>,
+    facts: Facts,
+}
+
+impl Batches {
+    fn new() -> Batches {
+        let fields = ["input_ids", LABELS].map(|name| Field::new(name, ElementType::I32, &[LENGTH]));
+        Batches { fields: fields.into(), facts: Facts::default() }
+    }
+}
+
+fn fill(session: &mut dyn Session, step: usize) {
+    for (name, values) in [("input_ids", format!("input.{step}")), (LABELS, format!("label.{step}"))] {
+        let bytes: Vec<u8> = tokens(&values).into_iter().flat_map(i32::to_le_bytes).collect();
+        session.input_mut(name).unwrap().copy_from_slice(&bytes);
+    }
+    session.input_mut(DENOMINATOR).unwrap().copy_from_slice(&((BATCH * LENGTH) as f32).to_le_bytes());
+}
+
+impl Dataset for Batches {
+    fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    fn len(&self, _: Split) -> u64 {
+        BATCH as u64
+    }
+
+    fn write_sample(&self, _: Split, _: u64, _: u64, _: &mut [&mut [u8]]) {
+        unreachable!("batches are filled by step")
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn checksum(&self) -> &str {
+        "fixture"
+    }
+
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        None
+    }
+}
+
+fn session(model: &Model, values: &[Vec<f32>], accumulate: u64, backend: &CpuBackend) -> Box<dyn Session> {
+    let adamw = AdamW { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+    let optimizer = Optimizer::Adamw(adamw);
+    let train = Train { batch: BATCH as u64, optimizer, clip: None, accumulate, ..Train::default() };
+    let recipe = Recipe { model, train: &train, objective: Objective::NextToken, weighted: false, steps: 10 };
+    let plan = plan(&recipe, &Batches::new(), backend, None).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = backend.session(plan.programs()).unwrap();
+    set_variables(&mut *session, model, values);
+    session
+}
+
+#[test]
+fn logits_gradients_steps_and_files() {
+    let backend = CpuBackend::new(2).unwrap();
+    let lab = Lab::new("decoders");
+    for (case, golden) in golden() {
+        let dir = lab.path(&case.replace(' ', "-"));
+        std::fs::create_dir(&dir).unwrap();
+        let (model, values) = opened(&golden, &dir);
+        let ids = Values::Int(tokens("input.0").into_iter().map(i64::from).collect());
+        let input = NamedTensor { name: "input_ids".into(), shape: vec![BATCH, LENGTH], values: ids };
+        let outputs = forward(&model, &values, &[input], &backend).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let Values::Float(found) = &outputs.iter().find(|t| t.name == "logits").unwrap().values else {
+            panic!("logits are floats")
+        };
+        let last = found.chunks_exact(LENGTH * VOCAB).flat_map(|sample| &sample[(LENGTH - 1) * VOCAB..]);
+        let wanted: Vec<f64> = golden["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let largest = wanted.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let apart = last.zip(&wanted).fold(0.0f64, |m, (a, b)| m.max((f64::from(*a) - b).abs()));
+        assert!(apart <= 1e-4 * largest, "{case}: {apart} apart, the largest is {largest}");
+
+        // An accumulated step has half the auxiliary loss, so that one is compared in steps only.
+        if golden["config"]["model_type"] != "mixtral" {
+            let mut accumulating = session(&model, &values, 2, &backend);
+            fill(&mut *accumulating, 0);
+            accumulating.run(0).unwrap();
+            let far = far_apart(&*accumulating, "gradient.", &golden["gradient_norms"], 1e-3);
+            assert!(far.is_empty(), "{case}: {far:#?}");
+        }
+        assert_eq!(golden["gradient_norms"].as_object().unwrap().len(), model.parameters.len(), "{case}");
+
+        let mut session = session(&model, &values, 1, &backend);
+        for (step, wanted) in golden["losses"].as_array().unwrap().iter().enumerate() {
+            fill(&mut *session, step);
+            session.run(0).unwrap();
+            let (_, bytes) = session.output(0, "loss").unwrap();
+            let (found, wanted) = (f64::from(f32::from_le_bytes(bytes.try_into().unwrap())), wanted.as_f64().unwrap());
+            let bound = if step == 0 { 1e-5 } else { 1e-3 };
+            assert!((found - wanted).abs() <= bound * wanted, "{case}, step {step}: {found}, expected {wanted}");
+        }
+
+        // What is written is what was read, in the names of the file and with its class.
+        export(&model, &values, &dir, &[]).unwrap();
+        std::fs::remove_file(dir.join("tenon.json")).unwrap();
+        let again = open(&dir).unwrap_or_else(|e| panic!("{case}: {e}"));
+        assert_eq!(load_safetensors(&dir, &again).unwrap(), values, "{case}");
+        let config: Json = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+        for key in ["architectures", "model_type", "head_dim", "sliding_window", "num_key_value_heads"] {
+            let (wanted, found) = (&golden["config"][key], &config[key]);
+            assert!(wanted.is_null() || wanted == found || found.is_null(), "{case}: {key} is {found}, not {wanted}");
+        }
+        assert_eq!(config["architectures"], golden["config"]["architectures"], "{case}");
+    }
+}
