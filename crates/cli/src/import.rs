@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 use tenon_data::load_tokenizer;
 use tenon_nn::{
-    Architecture, ArchitectureSource, HyperValue, Model, ModelError, export, further_keys, load_safetensors, open,
+    Architecture, ArchitectureSource, HyperValue, Model, ModelError, export, further_keys, load_weights, open,
     open_foreign,
 };
 
@@ -58,7 +58,7 @@ pub fn import(source: &Source<'_>, out: &Path) -> Result<Imported, ModelError> {
     }
     let folder = source.path.is_dir().then_some(source.path);
     let model = describe(source, folder, &set)?;
-    let values = load_safetensors(source.path, &model)?;
+    let values = load_weights(source.path, &model)?;
     let extra = match folder {
         Some(folder) if folder.join("config.json").exists() => further_keys(folder, &model)?,
         _ => Vec::new(),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tenon_data::{Tokenizer, load_tokenizer};
-use tenon_nn::{Model, ModelError, load_safetensors, open};
+use tenon_nn::{Model, ModelError, load_weights, open};
 
 /// A model with its weights.
 pub struct OpenModel {
@@ -47,7 +47,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, ModelError> {
 pub fn open_model(path: &Path) -> Result<OpenModel, ModelError> {
     let folder = resolve(path)?;
     let model = open(&folder)?;
-    let values = load_safetensors(&folder, &model)?;
+    let values = load_weights(&folder, &model)?;
     Ok(OpenModel { folder, model, values })
 }
 

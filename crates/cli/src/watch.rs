@@ -80,9 +80,13 @@ impl Watch {
         let done = step - self.first.unwrap_or(step);
         let elapsed = self.began.elapsed().as_secs_f64();
         let rate = done as f64 / elapsed;
-        let left = if done > 0 { show::seconds((steps - step) as f64 / rate) } else { "...".into() };
+        let left = match steps - step {
+            0 => "done".into(),
+            _ if done == 0 => "... left".into(),
+            steps => format!("{} left", show::seconds(steps as f64 / rate)),
+        };
         let speed = show::count((rate * (samples * self.per_sample) as f64) as u64);
-        let text = format!("loss {:.4}{}  {speed} {}  {left} left", self.losses, self.metrics, self.unit);
+        let text = format!("loss {:.4}{}  {speed} {}  {left}", self.losses, self.metrics, self.unit);
         if self.plain {
             if step == steps || self.told.elapsed() > QUIET {
                 self.told = Instant::now();

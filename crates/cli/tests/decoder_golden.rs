@@ -8,17 +8,16 @@ mod formula;
 use std::path::Path;
 
 use common::Lab;
-use formula::{far_apart, uniform, weights};
+use formula::{Filled, far_apart, uniform, weights};
 use serde_json::{Map, Value as Json};
 use tenon::cpu::CpuBackend;
-use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer};
-use tenon::graph::backend::{Backend, Session};
-use tenon::nn::forward::{NamedTensor, Values, forward, set_variables};
-use tenon::nn::{Model, export, load_safetensors, open};
-use tenon::train::experiment::{AdamW, Objective, Optimizer, Train};
+use tenon::data::{ElementType, Facts, Field};
+use tenon::graph::backend::Session;
+use tenon::nn::forward::{NamedTensor, Values, forward};
+use tenon::nn::{Model, export, load_weights, open};
+use tenon::train::experiment::Objective;
 use tenon::train::objective::LABELS;
-use tenon::train::plan::plan;
-use tenon::train::programs::{DENOMINATOR, Recipe};
+use tenon::train::programs::DENOMINATOR;
 
 const BATCH: usize = 3;
 const LENGTH: usize = 19;
@@ -49,16 +48,9 @@ fn tokens(name: &str) -> Vec<i32> {
 }
 
 /// The script's batches.
-struct Batches {
-    fields: Vec<Field>,
-    facts: Facts,
-}
-
-impl Batches {
-    fn new() -> Batches {
-        let fields = ["input_ids", LABELS].map(|name| Field::new(name, ElementType::I32, &[LENGTH]));
-        Batches { fields: fields.into(), facts: Facts::default() }
-    }
+fn batches() -> Filled {
+    let fields = ["input_ids", LABELS].map(|name| Field::new(name, ElementType::I32, &[LENGTH]));
+    Filled::new(fields.into(), Facts::default(), BATCH)
 }
 
 fn fill(session: &mut dyn Session, step: usize) {
@@ -67,43 +59,6 @@ fn fill(session: &mut dyn Session, step: usize) {
         session.input_mut(name).unwrap().copy_from_slice(&bytes);
     }
     session.input_mut(DENOMINATOR).unwrap().copy_from_slice(&((BATCH * LENGTH) as f32).to_le_bytes());
-}
-
-impl Dataset for Batches {
-    fn fields(&self) -> &[Field] {
-        &self.fields
-    }
-
-    fn len(&self, _: Split) -> u64 {
-        BATCH as u64
-    }
-
-    fn write_sample(&self, _: Split, _: u64, _: u64, _: &mut [&mut [u8]]) {
-        unreachable!("batches are filled by step")
-    }
-
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    fn checksum(&self) -> &str {
-        "fixture"
-    }
-
-    fn tokenizer(&self) -> Option<&Tokenizer> {
-        None
-    }
-}
-
-fn session(model: &Model, values: &[Vec<f32>], accumulate: u64, backend: &CpuBackend) -> Box<dyn Session> {
-    let adamw = AdamW { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
-    let optimizer = Optimizer::Adamw(adamw);
-    let train = Train { batch: BATCH as u64, optimizer, clip: None, accumulate, ..Train::default() };
-    let recipe = Recipe { model, train: &train, objective: Objective::NextToken, weighted: false, steps: 10 };
-    let plan = plan(&recipe, &Batches::new(), backend, None).unwrap_or_else(|e| panic!("{e}"));
-    let mut session = backend.session(plan.programs()).unwrap();
-    set_variables(&mut *session, model, values);
-    session
 }
 
 #[test]
@@ -128,7 +83,7 @@ fn logits_gradients_steps_and_files() {
 
         // An accumulated step has half the auxiliary loss, so that one is compared in steps only.
         if golden["config"]["model_type"] != "mixtral" {
-            let mut accumulating = session(&model, &values, 2, &backend);
+            let mut accumulating = batches().session(&model, &values, Objective::NextToken, 2, &backend);
             fill(&mut *accumulating, 0);
             accumulating.run(0).unwrap();
             let far = far_apart(&*accumulating, "gradient.", &golden["gradient_norms"], 1e-3);
@@ -136,7 +91,7 @@ fn logits_gradients_steps_and_files() {
         }
         assert_eq!(golden["gradient_norms"].as_object().unwrap().len(), model.parameters.len(), "{case}");
 
-        let mut session = session(&model, &values, 1, &backend);
+        let mut session = batches().session(&model, &values, Objective::NextToken, 1, &backend);
         for (step, wanted) in golden["losses"].as_array().unwrap().iter().enumerate() {
             fill(&mut *session, step);
             session.run(0).unwrap();
@@ -150,7 +105,7 @@ fn logits_gradients_steps_and_files() {
         export(&model, &values, &dir, &[]).unwrap();
         std::fs::remove_file(dir.join("tenon.json")).unwrap();
         let again = open(&dir).unwrap_or_else(|e| panic!("{case}: {e}"));
-        assert_eq!(load_safetensors(&dir, &again).unwrap(), values, "{case}");
+        assert_eq!(load_weights(&dir, &again).unwrap(), values, "{case}");
         let config: Json = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
         for key in ["architectures", "model_type", "head_dim", "sliding_window", "num_key_value_heads"] {
             let (wanted, found) = (&golden["config"][key], &config[key]);

@@ -10,7 +10,7 @@ use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer, fill_bat
 use tenon::graph::backend::{Backend, Session};
 use tenon::nn::forward::{NamedTensor, Values, forward, set_variables};
 use tenon::nn::loss::loss;
-use tenon::nn::{Model, export, load_safetensors, open};
+use tenon::nn::{Model, export, load_weights, open};
 use tenon::tensors;
 use tenon::train::experiment::{AdamW, Lion, Muon, Objective, Optimizer, Precision, Sgd, Train};
 use tenon::train::objective::{IGNORED, LABELS};
@@ -75,7 +75,7 @@ struct Fixture {
 impl Fixture {
     fn open() -> Fixture {
         let model = open(&folder()).unwrap_or_else(|e| panic!("{e}"));
-        let weights = load_safetensors(&folder(), &model).unwrap_or_else(|e| panic!("{e}"));
+        let weights = load_weights(&folder(), &model).unwrap_or_else(|e| panic!("{e}"));
         let tensors = tensors::read(&folder().join("data.safetensors")).unwrap();
         let field = |name: &str| Field::new(name, ElementType::I32, &[LENGTH]);
         let columns = ["input_ids", LABELS].map(|name| match tensors.iter().find(|t| t.name == name) {

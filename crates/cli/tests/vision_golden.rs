@@ -6,17 +6,16 @@ mod formula;
 
 use std::path::Path;
 
-use formula::{far_apart, fnv, uniform, weights};
+use formula::{Filled, far_apart, fnv, uniform, weights};
 use serde_json::{Map, Value as Json};
 use tenon::cpu::CpuBackend;
-use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer};
-use tenon::graph::backend::{Backend, Session};
-use tenon::nn::forward::{NamedTensor, Values, forward, set_variables};
+use tenon::data::{ElementType, Facts, Field};
+use tenon::graph::backend::Session;
+use tenon::nn::forward::{NamedTensor, Values, forward};
 use tenon::nn::{ArchitectureSource, HyperValue, Model};
-use tenon::train::experiment::{AdamW, Objective, Optimizer, Train};
+use tenon::train::experiment::Objective;
 use tenon::train::objective::LABELS;
-use tenon::train::plan::plan;
-use tenon::train::programs::{DENOMINATOR, Recipe};
+use tenon::train::programs::DENOMINATOR;
 
 const BATCH: usize = 3;
 const CLASSES: usize = 7;
@@ -72,67 +71,19 @@ fn values(model: &Model) -> Vec<Vec<f32>> {
 }
 
 /// The script's batches.
-struct Batches {
-    fields: Vec<Field>,
-    facts: Facts,
+fn batches(height: usize, width: usize) -> Filled {
+    let pixel_values = Field::new("pixel_values", ElementType::F32, &[3, height, width]);
+    let fields = vec![pixel_values, Field::new(LABELS, ElementType::I32, &[])];
+    Filled::new(fields, Facts { classes: Some(CLASSES), ..Facts::default() }, BATCH)
 }
 
-impl Batches {
-    fn new(height: usize, width: usize) -> Batches {
-        let field = |name: &str, element, shape: Vec<usize>| Field::new(name, element, &shape);
-        let pixel_values = field("pixel_values", ElementType::F32, vec![3, height, width]);
-        let fields = vec![pixel_values, field(LABELS, ElementType::I32, vec![])];
-        Batches { fields, facts: Facts { classes: Some(CLASSES), ..Facts::default() } }
-    }
-
-    fn fill(&self, session: &mut dyn Session, step: usize) {
-        let count = BATCH * self.fields[0].bytes() / 4;
-        let pixels = pixels(&step.to_string(), count);
-        let bytes: Vec<u8> = pixels.iter().flat_map(|x| x.to_le_bytes()).collect();
-        session.input_mut("pixel_values").unwrap().copy_from_slice(&bytes);
-        let labels = (0..BATCH).flat_map(|i| (((step * 5 + i * 3) % CLASSES) as i32).to_le_bytes());
-        session.input_mut(LABELS).unwrap().copy_from_slice(&labels.collect::<Vec<u8>>());
-        session.input_mut(DENOMINATOR).unwrap().copy_from_slice(&(BATCH as f32).to_le_bytes());
-    }
-}
-
-impl Dataset for Batches {
-    fn fields(&self) -> &[Field] {
-        &self.fields
-    }
-
-    fn len(&self, _: Split) -> u64 {
-        BATCH as u64
-    }
-
-    fn write_sample(&self, _: Split, _: u64, _: u64, _: &mut [&mut [u8]]) {
-        unreachable!("batches are filled by step")
-    }
-
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    fn checksum(&self) -> &str {
-        "fixture"
-    }
-
-    fn tokenizer(&self) -> Option<&Tokenizer> {
-        None
-    }
-}
-
-fn settings(accumulate: u64) -> Train {
-    let adamw = AdamW { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
-    Train { batch: BATCH as u64, optimizer: Optimizer::Adamw(adamw), clip: None, accumulate, ..Train::default() }
-}
-
-fn session(model: &Model, train: &Train, data: &Batches, backend: &CpuBackend) -> Box<dyn Session> {
-    let recipe = Recipe { model, train, objective: Objective::Classification, weighted: false, steps: 10 };
-    let plan = plan(&recipe, data, backend, None).unwrap_or_else(|e| panic!("{e}"));
-    let mut session = backend.session(plan.programs()).unwrap();
-    set_variables(&mut *session, model, &values(model));
-    session
+fn fill(session: &mut dyn Session, step: usize) {
+    let buffer = session.input_mut("pixel_values").unwrap();
+    let bytes = pixels(&step.to_string(), buffer.len() / 4).into_iter().flat_map(f32::to_le_bytes);
+    buffer.copy_from_slice(&bytes.collect::<Vec<u8>>());
+    let labels = (0..BATCH).flat_map(|i| (((step * 5 + i * 3) % CLASSES) as i32).to_le_bytes());
+    session.input_mut(LABELS).unwrap().copy_from_slice(&labels.collect::<Vec<u8>>());
+    session.input_mut(DENOMINATOR).unwrap().copy_from_slice(&(BATCH as f32).to_le_bytes());
 }
 
 #[test]
@@ -175,20 +126,21 @@ fn gradients_and_steps() {
     for (case, golden) in fixture("golden.json").into_iter().filter(|(_, golden)| golden["losses"].is_array()) {
         let model = model(&case, &golden);
         let size = |key: &str| golden[key].as_u64().unwrap() as usize;
-        let data = Batches::new(size("height"), size("width"));
+        let data = batches(size("height"), size("width"));
+        let values = values(&model);
 
         // The program of an accumulated step leaves the gradients in buffers.
-        let mut accumulating = session(&model, &settings(2), &data, &backend);
-        data.fill(&mut *accumulating, 0);
+        let mut accumulating = data.session(&model, &values, Objective::Classification, 2, &backend);
+        fill(&mut *accumulating, 0);
         accumulating.run(0).unwrap();
         let expected = &golden["gradient_norms"];
         assert_eq!(expected.as_object().unwrap().len(), model.parameters.len(), "{case}");
         let far = far_apart(&*accumulating, "gradient.", expected, 1e-3);
         assert!(far.is_empty(), "{case}: {far:#?}");
 
-        let mut session = session(&model, &settings(1), &data, &backend);
+        let mut session = data.session(&model, &values, Objective::Classification, 1, &backend);
         for (step, wanted) in golden["losses"].as_array().unwrap().iter().enumerate() {
-            data.fill(&mut *session, step);
+            fill(&mut *session, step);
             session.run(0).unwrap();
             let (_, bytes) = session.output(0, "loss").unwrap();
             let (found, wanted) = (f64::from(f32::from_le_bytes(bytes.try_into().unwrap())), wanted.as_f64().unwrap());

@@ -10,6 +10,7 @@ use tenon_graph::backend::Backend;
 use tenon_graph::composite::Attrs;
 use tenon_graph::composite::activation::GELU;
 use tenon_graph::composite::attention::{ATTENTION, ATTENTION_GRADIENT};
+use tenon_graph::composite::experts::{EXPERT_MATMUL, EXPERT_OUTER};
 use tenon_graph::composite::norm::LAYER_NORM;
 use tenon_graph::cost::cost;
 use tenon_graph::lower::{Program, Step, Work};
@@ -182,7 +183,9 @@ impl Kind {
             Work::Kernel { node, .. } => match &program.graph.node(*node).op {
                 Op::Dot(_) => Kind::Product,
                 Op::Conv(_) => Kind::Convolution,
-                Op::Composite(composite) if composite.def.name.starts_with("expert") => Kind::Product,
+                Op::Composite(composite) if [EXPERT_MATMUL.name, EXPERT_OUTER.name].contains(&composite.def.name) => {
+                    Kind::Product
+                }
                 Op::Composite(_) => Kind::Attention,
                 _ => Kind::Move,
             },

@@ -19,7 +19,7 @@ const SENTENCE_CLASS: &str = "SentenceTransformer";
 const SENTENCE_KEY: &str = "sentence_transformers";
 
 /// Builds the model that a folder describes: one that Tenon wrote, or one of the ecosystem whose family Tenon knows.
-/// Its weights are read with [`crate::load_safetensors`].
+/// Its weights are read with [`crate::load_weights`].
 pub fn open(dir: &Path) -> Result<Model, ModelError> {
     let own = dir.join(TENON_FILE);
     if own.exists() { open_own(dir, &own) } else { open_foreign(dir, None, &[]) }

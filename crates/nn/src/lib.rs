@@ -35,4 +35,4 @@ pub use init::{initialise, initialise_into};
 pub use model::{Model, Parameter};
 pub use reference::reference_markdown;
 pub use session::{POSITION_OFFSET, RANDOM_KEY};
-pub use weights::load_safetensors;
+pub use weights::load_weights;

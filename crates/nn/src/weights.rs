@@ -18,7 +18,7 @@ const LISTED: usize = 12;
 ///
 /// # Errors
 /// Every tensor that is missing, superfluous or of another shape is listed.
-pub fn load_safetensors(path: &Path, model: &Model) -> Result<Vec<Vec<f32>>, ModelError> {
+pub fn load_weights(path: &Path, model: &Model) -> Result<Vec<Vec<f32>>, ModelError> {
     let checkpoint = Checkpoint::open(path)?;
     let table = &model.architecture.checkpoint;
     let prefixed = checkpoint.tensors.keys().any(|name| !table.prefix.is_empty() && name.starts_with(&table.prefix));

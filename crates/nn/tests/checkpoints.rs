@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use tenon_nn::{ArchitectureSource, HyperValue, Model, ModelError, export, initialise, load_safetensors, open};
+use tenon_nn::{ArchitectureSource, HyperValue, Model, ModelError, export, initialise, load_weights, open};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -50,7 +50,7 @@ fn gpt2_has_the_names_and_shapes_of_transformers() {
 #[test]
 fn a_checkpoint_of_transformers_is_read() {
     let model = open(&fixture("gpt2_tiny")).unwrap();
-    let values = load_safetensors(&fixture("gpt2_tiny"), &model).unwrap();
+    let values = load_weights(&fixture("gpt2_tiny"), &model).unwrap();
     assert_eq!(model.hyperparameter("width"), Some(&HyperValue::Int(4)));
     // The script fills tensors by a formula of their number, in the order of transformers, and the place.
     let order = std::fs::read_to_string(fixture("gpt2_names.txt")).unwrap();
@@ -78,7 +78,7 @@ fn what_is_exported_is_what_is_read() {
     export(&model, &values, dir.path(), &[("bos_token_id", 5.into())]).unwrap();
     let again = open(dir.path()).unwrap();
     assert_eq!(again.hyperparameters, model.hyperparameters);
-    assert_eq!(load_safetensors(dir.path(), &again).unwrap(), values);
+    assert_eq!(load_weights(dir.path(), &again).unwrap(), values);
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(dir.path().join("config.json")).unwrap()).unwrap();
     let expected =
@@ -106,7 +106,7 @@ fn a_users_own_architecture_travels_with_its_weights() {
     export(&model, &values, &exported, &[]).unwrap();
     let again = open(&exported).unwrap();
     assert_eq!(again.hyperparameter("width"), Some(&HyperValue::Int(6)));
-    assert_eq!(load_safetensors(&exported, &again).unwrap(), values);
+    assert_eq!(load_weights(&exported, &again).unwrap(), values);
     assert_eq!(std::fs::read_to_string(exported.join("mine.star")).unwrap(), program);
 }
 
@@ -118,9 +118,9 @@ fn checkpoints_that_do_not_fit_are_listed() {
     let set = [("vocab", 32), ("context", 16), ("layers", 1), ("width", 8), ("heads", 2)];
     let set: Vec<_> = set.iter().map(|(k, v)| (k.to_string(), HyperValue::Int(*v))).collect();
     let smaller = Model::load(&ArchitectureSource::parse("gpt2"), &set).unwrap();
-    insta::assert_snapshot!("does_not_fit", text(load_safetensors(dir.path(), &smaller).unwrap_err(), dir.path()));
+    insta::assert_snapshot!("does_not_fit", text(load_weights(dir.path(), &smaller).unwrap_err(), dir.path()));
     let mlp = Model::load(&ArchitectureSource::parse("simple-nn"), &[]).unwrap();
-    insta::assert_snapshot!("other_family", text(load_safetensors(dir.path(), &mlp).unwrap_err(), dir.path()));
+    insta::assert_snapshot!("other_family", text(load_weights(dir.path(), &mlp).unwrap_err(), dir.path()));
 }
 
 /// Writes these tensors to a safetensors file.
@@ -142,9 +142,9 @@ fn half_precision_and_several_files_are_read() {
     write(&dir.path().join("b.safetensors"), &[("fc.bias", Dtype::F16, &[1], vec![0x00, 0x34])]);
     let index = dir.path().join("model.safetensors.index.json");
     std::fs::write(&index, r#"{"weight_map": {"fc.weight": "a.safetensors", "fc.bias": "b.safetensors"}}"#).unwrap();
-    assert_eq!(load_safetensors(dir.path(), &model).unwrap(), [vec![1.5, -2.0], vec![0.25]]);
+    assert_eq!(load_weights(dir.path(), &model).unwrap(), [vec![1.5, -2.0], vec![0.25]]);
     std::fs::write(&index, r#"{"weight_map": {"fc.weight": "../a.safetensors"}}"#).unwrap();
-    insta::assert_snapshot!("index_outside", text(load_safetensors(dir.path(), &model).unwrap_err(), dir.path()));
+    insta::assert_snapshot!("index_outside", text(load_weights(dir.path(), &model).unwrap_err(), dir.path()));
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_repeated_tied_tensor_must_be_equal() {
     for (head, fits) in [([1f32, 2.0], true), ([1.0, 3.0], false)] {
         let head: Vec<u8> = head.iter().flat_map(|x| x.to_le_bytes()).collect();
         write(&path, &[("words", Dtype::F32, &[2, 1], words.clone()), ("head", Dtype::F32, &[2, 1], head)]);
-        let found = load_safetensors(&path, &model);
+        let found = load_weights(&path, &model);
         assert_eq!(found.is_ok(), fits);
         if let Err(error) = found {
             insta::assert_snapshot!("untied", text(error, dir.path()));
@@ -189,10 +189,10 @@ fn damaged_files_are_named() {
         ("garbled", garbled),
     ] {
         std::fs::write(&path, bytes).unwrap();
-        insta::assert_snapshot!(name, text(load_safetensors(dir.path(), &model).unwrap_err(), dir.path()));
+        insta::assert_snapshot!(name, text(load_weights(dir.path(), &model).unwrap_err(), dir.path()));
     }
     std::fs::remove_file(&path).unwrap();
-    insta::assert_snapshot!("absent", text(load_safetensors(dir.path(), &model).unwrap_err(), dir.path()));
+    insta::assert_snapshot!("absent", text(load_weights(dir.path(), &model).unwrap_err(), dir.path()));
     std::fs::write(dir.path().join("tenon.json"), "{\"architecture\": \"../x.star\"}").unwrap();
     insta::assert_snapshot!("description", text(open(dir.path()).unwrap_err(), dir.path()));
     std::fs::remove_file(dir.path().join("tenon.json")).unwrap();
@@ -213,5 +213,5 @@ fn a_full_disk_leaves_the_old_files() {
     std::fs::create_dir(dir.path().join("model.safetensors.part")).unwrap();
     let other: Vec<Vec<f32>> = first.iter().map(|v| v.iter().map(|x| x + 1.0).collect()).collect();
     assert!(export(&model, &other, dir.path(), &[]).is_err());
-    assert_eq!(load_safetensors(dir.path(), &model).unwrap(), first);
+    assert_eq!(load_weights(dir.path(), &model).unwrap(), first);
 }

@@ -7,7 +7,7 @@ use tenon_graph::dim::Symbol;
 use tenon_graph::passes::mode::for_evaluation;
 use tenon_graph::reference::{Array, Inputs, Precision, evaluate};
 use tenon_graph::types::DType;
-use tenon_nn::{ArchitectureSource, Model, load_safetensors, open};
+use tenon_nn::{ArchitectureSource, Model, load_weights, open};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -15,7 +15,7 @@ fn fixture(name: &str) -> PathBuf {
 
 /// The greatest distance of the model's logits from those in the fixture, and the greatest of these.
 fn distance(model: &Model, folder: &str, sizes: &[(&str, usize)]) -> (f64, f64) {
-    let values = load_safetensors(&fixture(folder).join("model.safetensors"), model).unwrap_or_else(|e| panic!("{e}"));
+    let values = load_weights(&fixture(folder).join("model.safetensors"), model).unwrap_or_else(|e| panic!("{e}"));
     let mut inputs = Inputs::new();
     for (variable, values) in model.variables().zip(values) {
         let values: Vec<f64> = values.into_iter().map(f64::from).collect();

@@ -198,3 +198,18 @@ proptest! {
         let _ = Model::load(&source, &[]).map_err(|e| e.to_string());
     }
 }
+
+#[test]
+fn blocks_of_built_in_architectures_are_loaded() {
+    let program = |file: &str| {
+        format!(
+            "load(\"{file}\", \"dense\")\n{INPUTS}def model(x, sequence, image, ids):\n    return dense(x, 4, \"fc\")\n"
+        )
+    };
+    let model = build(&program("llama.star"));
+    assert_eq!(model.parameters.iter().map(|p| &*p.name).collect::<Vec<_>>(), ["fc.weight"]);
+    let source = ArchitectureSource::Text { name: "my_model.star".to_string(), text: program("other.star") };
+    let error = Model::load(&source, &[]).unwrap_err().to_string();
+    assert!(error.contains("my_model.star:1") && error.contains("no built-in architecture \"other.star\""), "{error}");
+    assert!(error.contains("llama.star"), "{error}");
+}

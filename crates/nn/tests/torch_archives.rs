@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use tenon_nn::{ArchitectureSource, Model, load_safetensors};
+use tenon_nn::{ArchitectureSource, Model, load_weights};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch").join(name)
@@ -32,16 +32,16 @@ def model(x):
 #[test]
 fn both_forms_hold_what_pytorch_saved() {
     let model = model();
-    let expected = load_safetensors(&fixture("values.safetensors"), &model).unwrap();
+    let expected = load_weights(&fixture("values.safetensors"), &model).unwrap();
     for name in ["zip.pt", "legacy.pt", "wrapped.pt"] {
-        let found = load_safetensors(&fixture(name), &model).unwrap_or_else(|e| panic!("{e}"));
+        let found = load_weights(&fixture(name), &model).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(found, expected, "{name}");
     }
 }
 
 #[test]
 fn nothing_is_executed() {
-    let error = load_safetensors(&fixture("evil.pt"), &model()).unwrap_err().to_string();
+    let error = load_weights(&fixture("evil.pt"), &model()).unwrap_err().to_string();
     assert!(error.contains("`posix.system`") && error.contains("nothing was executed"), "{error}");
 }
 
@@ -54,7 +54,7 @@ fn a_tensor_outside_its_storage_is_refused() {
     bytes[at + 3] = 200;
     let path = dir.path().join("bad.pt");
     std::fs::write(&path, bytes).unwrap();
-    let error = load_safetensors(&path, &model()).unwrap_err().to_string();
+    let error = load_weights(&path, &model()).unwrap_err().to_string();
     assert!(error.contains("plain: [2, 200]") && error.contains("storage of 6 elements"), "{error}");
 }
 
@@ -80,6 +80,6 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("damaged.pt");
         std::fs::write(&path, bytes).unwrap();
-        let _ = load_safetensors(&path, &model());
+        let _ = load_weights(&path, &model());
     }
 }

@@ -243,13 +243,12 @@ impl Planner<'_> {
         Allocation::of(&all, all.iter().map(|p| self.backend.scratch_bytes(p)).max().unwrap_or(0))
     }
 
-    /// The programs of batches of all lengths, each with those before it in a budget: `budget` tells it, and again, with how
-    /// far the program is from it, where that one cannot be kept.
+    /// The programs of batches of all lengths, each with those before it in the budget; without one each at its smallest.
     fn fit_all(
         &self,
         prepared: &[Graph],
         others: &[&Arc<Program>],
-        budget: impl Fn(Option<TooLarge>) -> usize,
+        budget: Option<usize>,
     ) -> Result<Vec<Fitted>, TooLarge> {
         let mut fitted: Vec<Fitted> = Vec::new();
         for graph in prepared {
@@ -260,11 +259,10 @@ impl Planner<'_> {
                 let programs: Vec<&Program> = [program].into_iter().chain(fixed.iter().map(|p| &***p)).collect();
                 Allocation::of(&programs, scratch.max(self.backend.scratch_bytes(program))).total()
             };
-            let first = budget(None);
-            fitted.push(fit(graph, first, &size).or_else(|over| match budget(Some(over)) {
-                other if other > first => fit(graph, other, &size),
-                _ => Err(over),
-            })?);
+            fitted.push(match budget {
+                Some(budget) => fit(graph, budget, &size)?,
+                None => fit(graph, 0, &size).or_else(|over| fit(graph, over.smallest, &size))?,
+            });
         }
         Ok(fitted)
     }
@@ -289,15 +287,16 @@ impl Planner<'_> {
         let evaluate = plain(&self.evaluation, &longest)?;
         let evaluations = shorter.iter().map(|o| plain(&self.evaluation, o)).collect::<Result<Vec<_>, _>>()?;
         let others: Vec<&Arc<Program>> = updates.iter().chain([&evaluate]).chain(&evaluations).collect();
-        let total = |programs: &[Arc<Program>]| self.allocation(&others, programs).total();
 
         let prepared = [&longest].into_iter().chain(&shorter).map(|o| prepare(&self.training[0], o).map_err(broken));
         let prepared = prepared.collect::<Result<Vec<Graph>, _>>()?;
-        let batches = match self.fit_all(&prepared, &others, |_| self.budget) {
+        let batches = match self.fit_all(&prepared, &others, Some(self.budget)) {
             Err(over) if prepared.len() > 1 => {
                 // What one length leaves may be too little for another; all at their smallest may still fit.
-                let lowest = self.fit_all(&prepared, &others, |over| over.map_or(0, |o| o.smallest));
-                let smallest = lowest.as_ref().map_or(usize::MAX, |batches| total(&programs_of(batches)));
+                let lowest = self.fit_all(&prepared, &others, None);
+                let smallest = lowest
+                    .as_ref()
+                    .map_or(usize::MAX, |batches| self.allocation(&others, &programs_of(batches)).total());
                 match lowest {
                     Ok(batches) if smallest <= self.budget => batches,
                     _ => return Ok(Err(TooLarge { smallest, ..over })),

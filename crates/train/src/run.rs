@@ -9,7 +9,7 @@ use std::time::Instant;
 use tenon_data::{DataError, Facts, save_tokenizer};
 use tenon_graph::backend::Backend;
 use tenon_nn::generate::{Generator, Sampling, programs};
-use tenon_nn::{ModelError, export, load_safetensors, open};
+use tenon_nn::{ModelError, export, load_weights, open};
 
 use crate::checkpoint::Checkpoints;
 use crate::experiment::{Experiment, Objective, Problems};
@@ -473,7 +473,7 @@ fn deploy(setup: &Setup, values: &[Vec<f32>], folder: &Path) -> Result<f64, RunF
     if let Some(tokenizer) = setup.data.tokenizer() {
         save_tokenizer(tokenizer, &folder.join("tokenizer.json"))?;
     }
-    let again = load_safetensors(folder, &open(folder)?)?;
+    let again = load_weights(folder, &open(folder)?)?;
     let pairs = values.iter().flatten().zip(again.iter().flatten());
     let difference = pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
     let lengths = |values: &[Vec<f32>]| values.iter().map(Vec::len).collect::<Vec<_>>();

@@ -9,7 +9,7 @@ use tenon_data::{
 };
 use tenon_graph::backend::Backend;
 use tenon_nn::lora::{Adapter, freeze, lora};
-use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError, Parameter, load_safetensors};
+use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError, Parameter, load_weights};
 
 use crate::experiment::{Experiment, Hyperparameter, Lora, Objective, Train, matches_any};
 use crate::objective::{LABELS, usual};
@@ -137,7 +137,7 @@ impl Start {
     /// # Errors
     /// Files that cannot be read.
     pub fn weights(&self) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
-        let values = load_safetensors(&self.folder, &self.model)?;
+        let values = load_weights(&self.folder, &self.model)?;
         let mut by_name: BTreeMap<&str, Vec<f32>> =
             self.model.variables().map(|v| v.name.as_str()).zip(values).collect();
         let taken =

@@ -15,8 +15,8 @@ fn experiment(set: &[&str]) -> Experiment {
 
 fn origin() -> Origin {
     Origin {
-        experiment: "/work/recipes/a.toml".into(),
-        cache: "/work/runs/cache".into(),
+        experiment: "/recipes/a.toml".into(),
+        cache: "/runs/cache".into(),
         version: "0.1.0".into(),
         machine: "a processor, portable, 2 threads".into(),
         data: "5e1f".into(),

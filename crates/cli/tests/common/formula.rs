@@ -1,7 +1,15 @@
-//! What the scripts of tools/fixtures and the tests of model families share: weights made by a formula, norms compared.
+//! What the scripts of tools/fixtures and the tests of model families share: weights made by a formula, batches that are
+//! filled step by step, norms compared.
 
 use serde_json::Value as Json;
-use tenon::graph::backend::Session;
+use tenon::cpu::CpuBackend;
+use tenon::data::{Dataset, Facts, Field, Split, Tokenizer};
+use tenon::graph::backend::{Backend, Session};
+use tenon::nn::Model;
+use tenon::nn::forward::set_variables;
+use tenon::train::experiment::{AdamW, Objective, Optimizer, Train};
+use tenon::train::plan::plan;
+use tenon::train::programs::Recipe;
 
 /// FNV-1a of 64 bits.
 pub fn fnv(text: &str) -> u64 {
@@ -46,4 +54,62 @@ pub fn far_apart(found: &dyn Session, prefix: &str, expected: &Json, bound: f64)
     let pairs = expected.iter().map(|(name, wanted)| (*name, norm(found, &format!("{prefix}{name}")), *wanted));
     let far = pairs.filter(|(_, found, wanted)| (found - wanted).abs() > bound * wanted.max(greatest / 100.0));
     far.map(|(name, found, wanted)| format!("{name}: {found}, expected {wanted}")).collect()
+}
+
+/// A data set of these fields whose batches a test fills step by step.
+pub struct Filled {
+    fields: Vec<Field>,
+    facts: Facts,
+    batch: usize,
+}
+
+impl Filled {
+    pub fn new(fields: Vec<Field>, facts: Facts, batch: usize) -> Filled {
+        Filled { fields, facts, batch }
+    }
+
+    /// A session that trains the model from these values by the scripts' AdamW: `accumulate` batches a step.
+    pub fn session(
+        &self,
+        model: &Model,
+        values: &[Vec<f32>],
+        objective: Objective,
+        accumulate: u64,
+        backend: &CpuBackend,
+    ) -> Box<dyn Session> {
+        let adamw = AdamW { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+        let (batch, optimizer) = (self.batch as u64, Optimizer::Adamw(adamw));
+        let train = Train { batch, optimizer, clip: None, accumulate, ..Train::default() };
+        let recipe = Recipe { model, train: &train, objective, weighted: false, steps: 10 };
+        let plan = plan(&recipe, self, backend, None).unwrap_or_else(|e| panic!("{e}"));
+        let mut session = backend.session(plan.programs()).unwrap();
+        set_variables(&mut *session, model, values);
+        session
+    }
+}
+
+impl Dataset for Filled {
+    fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    fn len(&self, _: Split) -> u64 {
+        self.batch as u64
+    }
+
+    fn write_sample(&self, _: Split, _: u64, _: u64, _: &mut [&mut [u8]]) {
+        unreachable!("batches are filled by step")
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn checksum(&self) -> &str {
+        "fixture"
+    }
+
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        None
+    }
 }
