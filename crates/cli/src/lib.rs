@@ -5,6 +5,7 @@
 
 pub mod import;
 pub mod model_folder;
+pub mod predict;
 pub mod tensors;
 
 pub use tenon_cpu as cpu;
