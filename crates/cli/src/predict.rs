@@ -22,7 +22,7 @@ pub struct Classifier {
 /// How a file becomes what the model takes.
 enum Reading {
     Text { tokenizer: Box<Tokenizer>, most: Option<usize> },
-    Picture { source: ImageSource, shape: [usize; 3] },
+    Picture { source: Box<ImageSource>, shape: [usize; 3] },
 }
 
 impl Classifier {
@@ -47,7 +47,7 @@ impl Classifier {
                 };
                 Reading::Text { tokenizer: Box::new(model.tokenizer()?), most: source.max_tokens.or(context) }
             }
-            (None, Some(source)) => Reading::Picture { source, shape: picture(&model.model)? },
+            (None, Some(source)) => Reading::Picture { source: Box::new(source), shape: picture(&model.model)? },
             _ => {
                 let message = format!("{}: its samples are neither texts nor pictures, one to a class", run.display());
                 return Err(ModelError::new(message).help("tenon forward runs any model on tensors"));
