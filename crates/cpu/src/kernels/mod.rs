@@ -15,7 +15,6 @@ mod experts;
 pub(crate) use exp::exp;
 mod index;
 mod pool;
-mod product;
 mod sort;
 mod view;
 mod window;
