@@ -62,7 +62,7 @@ pub enum Command {
     Export(Export),
     /// Bring in a model of Hugging Face, timm or torchvision
     #[command(
-        after_help = "Examples:\n  tenon import all-MiniLM-L6-v2 --out minilm\n  tenon import resnet50.pth --architecture resnet50 --out resnet50\n\nThe folder that it writes is one that forward, generate and inspect take, with Hugging Face names inside."
+        after_help = "Examples:\n  tenon import sentence-transformers/all-MiniLM-L6-v2 --out minilm\n  tenon import resnet50.pth --architecture resnet50 --out resnet50\n\nThe folder that it writes is one that forward, generate and inspect take, with Hugging Face names inside."
     )]
     Import(Import),
     /// Print reference pages
@@ -188,7 +188,7 @@ pub struct Export {
 /// An import.
 #[derive(Args, Debug)]
 pub struct Import {
-    /// A folder with config.json and weights, or a file of weights (.safetensors, .bin, .pth)
+    /// A folder with config.json and weights, a file of weights (.safetensors, .bin, .pth), or a name on the Hugging Face hub
     pub source: PathBuf,
     /// The folder to write
     #[arg(long)]

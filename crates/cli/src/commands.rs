@@ -234,10 +234,15 @@ pub fn export(args: &args::Export, stop: &AtomicBool) -> Outcome {
 /// `tenon import`.
 pub fn import(args: &args::Import) -> Outcome {
     let source = Source { path: &args.source, architecture: args.architecture.as_deref(), set: &args.set };
-    let Imported { model, tokenizer } = import::import(&source, &args.out)?;
+    let Imported { model, tokenizer, fresh } = import::import(&source, &args.out, &mut |file, bytes| {
+        line("download", &format!("{file} · {} bytes", show::count(bytes)));
+    })?;
     let count = show::count(model.parameter_count() as u64);
     let with = if tokenizer { " · with its tokenizer" } else { "" };
     line("import", &format!("{model} · {count} parameters{with} · {}", args.out.display()));
+    if !fresh.is_empty() {
+        line("", &format!("not from the source, but anew: {}", fresh.join(", ")));
+    }
     Ok(0)
 }
 

@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
-use tenon_data::load_tokenizer;
+use tenon_data::{DataError, assemble_tokenizer, load_tokenizer, save_tokenizer};
 use tenon_nn::{
-    Architecture, ArchitectureSource, HyperValue, Model, ModelError, export, further_keys, load_weights, open,
-    open_foreign,
+    Architecture, ArchitectureSource, HyperValue, Model, ModelError, export, further_keys, initialise, load_body,
+    load_weights, names_of, open, open_foreign,
 };
 
+use crate::hub::{fetch, is_name};
+
 /// Files beside the weights that come along as they are: text, not models.
-const COMPANIONS: [&str; 12] = [
+pub(crate) const COMPANIONS: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -27,9 +29,15 @@ const COMPANIONS: [&str; 12] = [
 /// The largest of these files.
 const MAX_COMPANION: u64 = 256 << 20;
 
+/// What to try where there is no model.
+pub(crate) const BY_HAND: &str = "put config.json, the weights (model.safetensors, its parts with model.safetensors.index.json, \
+    or pytorch_model.bin) and the tokenizer's files into one folder, and import that folder";
+/// The seed of weights that start anew.
+const SEED: u64 = 0;
+
 /// What to import.
 pub struct Source<'a> {
-    /// A model folder of the ecosystem, or a file of weights.
+    /// A model folder of the ecosystem, a file of weights, or the name of a model of the hub.
     pub path: &'a Path,
     /// The architecture, where the folder does not say or another is wanted.
     pub architecture: Option<&'a str>,
@@ -43,22 +51,31 @@ pub struct Imported {
     pub model: Model,
     /// Whether a tokenizer came along.
     pub tokenizer: bool,
+    /// The weights of the head that the source does not have, or has in another shape: they start anew.
+    pub fresh: Vec<String>,
 }
 
-/// Reads the model of `source` and writes it as the folder `out`, which is complete or absent.
+/// Reads the model of `source` and writes it as the folder `out`, which is complete or absent. `tell` gets what is
+/// downloaded: a file and its bytes.
 ///
 /// # Errors
 /// A source that is no model, that no architecture builds, or whose tensors are not those of the architecture; a folder
 /// `out` that holds something else than a model.
-pub fn import(source: &Source<'_>, out: &Path) -> Result<Imported, ModelError> {
+pub fn import(source: &Source<'_>, out: &Path, tell: &mut dyn FnMut(&str, u64)) -> Result<Imported, ModelError> {
     let set = source.set.iter().map(|text| assignment(text)).collect::<Result<Vec<_>, _>>()?;
     check_target(out)?;
-    if !source.path.exists() {
-        return Err(absent(source.path));
-    }
+    let downloaded = match source.path.to_str().filter(|name| is_name(name)) {
+        _ if source.path.exists() => None,
+        Some(name) => Some(fetch(name, tell)?),
+        None => {
+            let message = format!("{}: there is no such folder or file", source.path.display());
+            return Err(ModelError::new(message).help(BY_HAND));
+        }
+    };
+    let source = &Source { path: downloaded.as_deref().unwrap_or(source.path), ..*source };
     let folder = source.path.is_dir().then_some(source.path);
     let model = describe(source, folder, &set)?;
-    let values = load_weights(source.path, &model)?;
+    let (values, fresh) = weights(source.path, &model, !set.is_empty())?;
     let extra = match folder {
         Some(folder) if folder.join("config.json").exists() => further_keys(folder, &model)?,
         _ => Vec::new(),
@@ -81,7 +98,20 @@ pub fn import(source: &Source<'_>, out: &Path) -> Result<Imported, ModelError> {
         // The error is what the user must see, not that of tidying up.
         let _ = std::fs::remove_dir_all(&beside);
     }
-    result.map(|tokenizer| Imported { model, tokenizer })
+    result.map(|tokenizer| Imported { model, tokenizer, fresh })
+}
+
+/// The weights, and the names of those that start anew: of the head, where it `may` be another one than the source's.
+fn weights(source: &Path, model: &Model, may: bool) -> Result<(Vec<Vec<f32>>, Vec<String>), ModelError> {
+    if !may {
+        return Ok((load_weights(source, model)?, Vec::new()));
+    }
+    let read = load_body(source, model)?;
+    let absent = model.variables().zip(&read).filter(|(_, values)| values.is_none());
+    let fresh = absent.map(|(variable, _)| variable.name.clone()).collect();
+    let all =
+        model.variables().zip(read).map(|(variable, values)| values.unwrap_or_else(|| initialise(variable, SEED)));
+    Ok((all.collect(), fresh))
 }
 
 fn failed(doing: &str, path: &Path, error: &std::io::Error) -> ModelError {
@@ -102,13 +132,29 @@ fn describe(source: &Source<'_>, folder: Option<&Path>, set: &[(String, HyperVal
             Ok(model)
         }
         // A folder may have no description of its own, as timm's checkpoints; then the architecture is all.
-        (Some(folder), Some(architecture)) if !folder.join("config.json").exists() => architecture.build(set),
+        (Some(folder), Some(architecture)) if !folder.join("config.json").exists() => {
+            of_weights(source.path, &architecture, set)
+        }
         (Some(folder), architecture) => open_foreign(folder, architecture, set),
-        (None, Some(architecture)) => architecture.build(set),
+        (None, Some(architecture)) => of_weights(source.path, &architecture, set),
         (None, None) => {
             let message = format!("{}: a file of weights does not say which model it is of", source.path.display());
             Err(ModelError::new(message).help("name the architecture or a preset, as in `--architecture gpt2`, or import the folder with its config.json"))
         }
+    }
+}
+
+/// The model of a file of weights alone, whose tensors say which library wrote it.
+fn of_weights(path: &Path, architecture: &Architecture, set: &[(String, HyperValue)]) -> Result<Model, ModelError> {
+    let model = architecture.build(set)?;
+    if set.iter().any(|(name, _)| name == "names") {
+        return Ok(model);
+    }
+    match names_of(path, &model)? {
+        Some(names) if model.hyperparameter("names") != Some(&names) => {
+            architecture.build(&[set, &[("names".to_string(), names)]].concat())
+        }
+        _ => Ok(model),
     }
 }
 
@@ -127,14 +173,6 @@ fn assignment(text: &str) -> Result<(String, HyperValue), ModelError> {
         ModelError::new(format!("--set {text}: neither a number, a truth value, a string nor a list"))
     })?;
     Ok((key.trim().to_string(), value))
-}
-
-/// What is said where the source is neither a folder nor a file.
-fn absent(path: &Path) -> ModelError {
-    ModelError::new(format!("{}: there is no such folder or file, and Tenon downloads nothing", path.display())).help(
-        "put config.json, the weights (model.safetensors, its parts with model.safetensors.index.json, or \
-         pytorch_model.bin) and the tokenizer's files into one folder, and import that folder",
-    )
 }
 
 /// Refuses a target that holds something else than a model.
@@ -175,9 +213,12 @@ fn companions(folder: &Path, out: &Path) -> Result<bool, ModelError> {
         std::fs::copy(&from, &to).map_err(|e| failed("cannot copy", &from, &e))?;
     }
     let tokenizer = out.join("tokenizer.json");
-    if !tokenizer.exists() {
-        return Ok(false);
+    let wrong = |e: DataError| ModelError::new(e.to_string());
+    if tokenizer.exists() {
+        load_tokenizer(&tokenizer).map_err(wrong)?;
+        return Ok(true);
     }
-    load_tokenizer(&tokenizer).map_err(|e| ModelError::new(e.to_string()))?;
+    let Some(assembled) = assemble_tokenizer(folder).map_err(wrong)? else { return Ok(false) };
+    save_tokenizer(&assembled, &tokenizer).map_err(wrong)?;
     Ok(true)
 }

@@ -3,6 +3,7 @@
 //! Programs in Rust reach everything from here; the binary `tenon` is arguments and printing on top of it. Only this
 //! crate knows which backends exist.
 
+pub mod hub;
 pub mod import;
 pub mod model_folder;
 pub mod predict;

@@ -1,5 +1,5 @@
-//! Llama, Mistral, Qwen and Mixtral against transformers and PyTorch: logits, gradient norms, ten steps of AdamW, and the names
-//! of exported files. The numbers are made by tools/fixtures/decoder_families.py.
+//! Llama, Mistral, Qwen and Mixtral against transformers and PyTorch: logits, also of padded texts, gradient norms, ten steps of
+//! AdamW, and the names of exported files. The numbers are made by tools/fixtures/decoder_families.py.
 
 mod common;
 #[path = "common/formula.rs"]
@@ -22,6 +22,8 @@ use tenon::train::programs::DENOMINATOR;
 const BATCH: usize = 3;
 const LENGTH: usize = 19;
 const VOCAB: usize = 101;
+const SEEN: [usize; BATCH] = [19, 7, 12];
+const KEPT: usize = 16;
 
 fn golden() -> Map<String, Json> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/decoders.json");
@@ -53,6 +55,15 @@ fn batches() -> Filled {
     Filled::new(fields.into(), Facts::default(), BATCH)
 }
 
+/// Asserts that numbers are those of the script, up to 1e-4 of the largest.
+fn assert_near(case: &str, found: &[f32], wanted: &Json) {
+    let wanted: Vec<f64> = wanted.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    assert_eq!(found.len(), wanted.len(), "{case}");
+    let largest = wanted.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let apart = found.iter().zip(&wanted).fold(0.0f64, |m, (a, b)| m.max((f64::from(*a) - b).abs()));
+    assert!(apart <= 1e-4 * largest, "{case}: {apart} apart, the largest is {largest}");
+}
+
 fn fill(session: &mut dyn Session, step: usize) {
     for (name, values) in [("input_ids", format!("input.{step}")), (LABELS, format!("label.{step}"))] {
         let bytes: Vec<u8> = tokens(&values).into_iter().flat_map(i32::to_le_bytes).collect();
@@ -71,18 +82,33 @@ fn logits_gradients_steps_and_files() {
         let (model, values) = opened(&golden, &dir);
         let ids = Values::Int(tokens("input.0").into_iter().map(i64::from).collect());
         let input = NamedTensor { name: "input_ids".into(), shape: vec![BATCH, LENGTH], values: ids };
-        let outputs = forward(&model, &values, &[input], &backend).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let outputs =
+            forward(&model, &values, std::slice::from_ref(&input), &backend).unwrap_or_else(|e| panic!("{case}: {e}"));
         let Values::Float(found) = &outputs.iter().find(|t| t.name == "logits").unwrap().values else {
             panic!("logits are floats")
         };
-        let last = found.chunks_exact(LENGTH * VOCAB).flat_map(|sample| &sample[(LENGTH - 1) * VOCAB..]);
-        let wanted: Vec<f64> = golden["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
-        let largest = wanted.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        let apart = last.zip(&wanted).fold(0.0f64, |m, (a, b)| m.max((f64::from(*a) - b).abs()));
-        assert!(apart <= 1e-4 * largest, "{case}: {apart} apart, the largest is {largest}");
+        let last: Vec<f32> =
+            found.chunks_exact(LENGTH * VOCAB).flat_map(|sample| sample[(LENGTH - 1) * VOCAB..].to_vec()).collect();
+        assert_near(&case, &last, &golden["logits"]);
+
+        let mut of_padded = Vec::new();
+        for left in [false, true] {
+            let seen = |n: usize, i: usize| if left { LENGTH - 1 - i < n } else { i < n };
+            let mask = SEEN.iter().flat_map(|n| (0..LENGTH).map(|i| i64::from(seen(*n, i)))).collect();
+            let shape = vec![BATCH, LENGTH];
+            let mask = NamedTensor { name: "attention_mask".into(), shape, values: Values::Int(mask) };
+            let outputs = forward(&model, &values, &[input.clone(), mask], &backend).unwrap_or_else(|e| panic!("{e}"));
+            let logits = outputs.into_iter().find(|t| t.name == "logits").unwrap();
+            let Values::Float(found) = logits.values else { panic!("logits are floats") };
+            for (text, n) in found.chunks_exact(LENGTH * VOCAB).zip(SEEN) {
+                let last = if left { LENGTH } else { n } - 1;
+                of_padded.extend(text[last * VOCAB..][..KEPT].to_vec());
+            }
+        }
+        assert_near(&format!("{case}, padded"), &of_padded, &golden["padded"]);
 
         // An accumulated step has half the auxiliary loss, so that one is compared in steps only.
-        if golden["config"]["model_type"] != "mixtral" {
+        if golden["config"]["router_aux_loss_coef"].is_null() {
             let mut accumulating = batches().session(&model, &values, Objective::NextToken, 2, &backend);
             fill(&mut *accumulating, 0);
             accumulating.run(0).unwrap();

@@ -48,7 +48,10 @@ fn hyperparameters(case: &str) -> (&str, Vec<(&'static str, HyperValue)>) {
             "efficientnet",
             vec![("wider", HyperValue::Float(0.25)), ("deeper", HyperValue::Float(0.6)), ("tensorflow", yes)],
         ),
-        "vit" => ("vit", vec![("patch", int(8)), ("dim", int(36)), ("layers", int(3)), ("heads", int(3))]),
+        "vit" => (
+            "vit",
+            vec![("patch", int(8)), ("dim", int(36)), ("hidden", int(144)), ("layers", int(3)), ("heads", int(3))],
+        ),
         preset => (preset, vec![]),
     }
 }

@@ -31,4 +31,5 @@ pub use images::resize::Filter;
 pub use labelled::{LABEL_WEIGHTS, encode_text, read_image};
 pub use open::{Demands, Progress, open};
 pub use text::tokenizer::{END_OF_TEXT, UNKNOWN, load_tokenizer, save_tokenizer, tokenizer_to_json, vocabulary_size};
+pub use text::vocabulary::assemble_tokenizer;
 pub use tokenizers::Tokenizer;

@@ -14,7 +14,7 @@ use starlark::values::{Value, ValueLike};
 use tenon_graph::types::{Shape, Type};
 
 use crate::callable::{FunctionValue, OperatorValue, RangeValue, STANDARD};
-use crate::checkpoint::CheckpointTable;
+use crate::checkpoint::{CheckpointTable, NAMES};
 use crate::error::{ModelError, suggest};
 use crate::function::SECTIONS;
 use crate::hyper::HyperValue;
@@ -37,8 +37,11 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("mlp", include_str!("../../../architectures/mlp.star")),
     ("gpt2", include_str!("../../../architectures/gpt2.star")),
     ("bert", include_str!("../../../architectures/bert.star")),
+    ("roberta", include_str!("../../../architectures/roberta.star")),
+    ("distilbert", include_str!("../../../architectures/distilbert.star")),
     ("llama", include_str!("../../../architectures/llama.star")),
     ("moe", include_str!("../../../architectures/moe.star")),
+    ("qwen_moe", include_str!("../../../architectures/qwen_moe.star")),
     ("vit", include_str!("../../../architectures/vit.star")),
     ("resnet", include_str!("../../../architectures/resnet.star")),
     ("efficientnet", include_str!("../../../architectures/efficientnet.star")),
@@ -241,6 +244,23 @@ impl Architecture {
         })
     }
 
+    /// Refuses names of tensors that the file does not know.
+    fn check_names(&self, values: &HyperValues) -> Result<(), ModelError> {
+        let names =
+            |values: &HyperValues| values.iter().find(|(name, _)| name == NAMES).map(|(_, value)| value.clone());
+        let own = self.hyperparameters.iter().find(|h| h.name == NAMES).map(|h| h.default.clone());
+        let libraries = self.checkpoint.names.iter().map(|names| HyperValue::from(&*names.library));
+        let known: Vec<HyperValue> = own.into_iter().chain(libraries).collect();
+        match names(values) {
+            Some(chosen) if !self.checkpoint.names.is_empty() && !known.contains(&chosen) => {
+                let known: Vec<String> = known.iter().map(HyperValue::to_string).collect();
+                let message = format!("{}: `names` is {chosen}, which is none of {}", self.file, known.join(", "));
+                Err(ModelError::new(message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The preset in force and every hyperparameter's value.
     fn resolve(&self, set: &[(String, HyperValue)]) -> Result<(Option<String>, HyperValues), ModelError> {
         let Architecture { file, .. } = self;
@@ -277,6 +297,7 @@ impl Architecture {
         for (key, value) in set.iter().filter(|(name, _)| name != "preset") {
             put(key, value, "the experiment sets")?;
         }
+        self.check_names(&values)?;
         Ok((named, values))
     }
 }
@@ -336,6 +357,7 @@ impl FileLoader for Blocks<'_> {
         Module::with_temp_heap(|module| {
             let mut eval = Evaluator::new(&module);
             eval.extra = Some(self.0);
+            eval.set_loader(self);
             eval.eval_module(program, &GLOBALS)?;
             drop(eval);
             module.freeze().map_err(starlark::Error::new_other)

@@ -112,30 +112,38 @@ fn from_config(
             return Err(ModelError::new(message).help("write an architecture of your own for this variant"));
         }
     }
-    let mut values: HyperValues = Vec::new();
-    if let Some(variant) = variant(architecture, path, config, set)? {
-        values.extend(variant.values.iter().cloned());
-    }
+    let mut values: HyperValues = table.assumes.clone();
     let mut read: Vec<(&str, HyperValue, &str)> = Vec::new();
-    for (key, name) in &table.config {
+    for (key, names) in &table.config {
         let counted = counted(key);
         let Some(found) = at(config, counted.unwrap_or(key)) else { continue };
-        let unfit = || ModelError::new(format!("{}: `{key}` is {found}, which cannot be `{name}`", path.display()));
+        let unfit = || {
+            let names = names.join("`, `");
+            ModelError::new(format!("{}: `{key}` is {found}, which cannot be `{names}`", path.display()))
+        };
         let value = match (found, counted) {
             (Json::Object(map), Some(_)) => HyperValue::Int(map.len() as i64),
             (plain, _) => HyperValue::from_json(plain).ok_or_else(unfit)?,
         };
-        match read.iter().find(|(other, ..)| other == name) {
-            Some((_, first, other)) if *first != value => {
-                let message = format!("{}: `{key}` is {value} and `{other}` {first}", path.display());
-                return Err(ModelError::new(message).note(format!("both are the hyperparameter `{name}`")));
+        let values = match (value, names.len()) {
+            (HyperValue::List(each), 2..) if each.len() == names.len() => each,
+            (HyperValue::List(_), 2..) => return Err(unfit()),
+            (one, count) => vec![one; count],
+        };
+        for (name, value) in names.iter().zip(values) {
+            match read.iter().find(|(other, ..)| other == name) {
+                Some((_, first, other)) if *first != value => {
+                    let message = format!("{}: `{key}` is {value} and `{other}` {first}", path.display());
+                    return Err(ModelError::new(message).note(format!("both are the hyperparameter `{name}`")));
+                }
+                _ => read.push((name, value, key)),
             }
-            _ => read.push((name, value, key)),
         }
     }
     // What the file says stands before what its class implies, and what was asked for before both.
+    let implied = variant(architecture, path, config, set)?.map(|variant| variant.values.clone()).unwrap_or_default();
     let read = read.into_iter().map(|(name, value, _)| (name.to_string(), value));
-    for (name, value) in read.chain(set.iter().cloned()) {
+    for (name, value) in implied.into_iter().chain(read).chain(set.iter().cloned()) {
         values.retain(|(other, _)| *other != name);
         values.push((name, value));
     }
@@ -219,7 +227,15 @@ pub fn further_keys(dir: &Path, model: &Model) -> Result<Vec<(String, Json)>, Mo
     let replaced =
         ["model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config"];
     let config = read_json(&dir.join("config.json"))?;
-    Ok(config.into_iter().filter(|(key, _)| !own.contains(key) && !replaced.contains(&key.as_str())).collect())
+    // Names of classes say nothing of a head with another number of them.
+    let classes = config.get("id2label").and_then(Json::as_object).map(|names| HyperValue::Int(names.len() as i64));
+    let other_head = classes.is_some() && model.hyperparameter("classes") != classes.as_ref();
+    let dropped = |key: &str| {
+        own.iter().any(|own| own == key)
+            || replaced.contains(&key)
+            || other_head && ["id2label", "label2id"].contains(&key)
+    };
+    Ok(config.into_iter().filter(|(key, _)| !dropped(key)).collect())
 }
 
 /// The key of `len(key)`, whose entries are counted.
@@ -244,6 +260,12 @@ pub(crate) fn config_keys(model: &Model) -> (Map<String, Json>, Vec<(&'static st
     let mut keys = Map::new();
     let own = |name: &str| model.hyperparameter(name);
     let variant = table.variants.iter().find(|v| v.values.iter().all(|(name, value)| own(name) == Some(value)));
+    // Where no class of transformers is the model, its keys would lead others to build one that is not.
+    if table.config.is_empty() || variant.is_none() && !table.variants.is_empty() {
+        keys.insert("model_type".into(), model.architecture.name.as_str().into());
+        keys.extend(model.hyperparameters.iter().map(|(name, value)| (name.clone(), value.to_json())));
+        return (keys, Vec::new());
+    }
     if let Some(variant) = variant {
         // What follows the model has files of its own, so the model is the first of its type.
         let own = variant.class != SENTENCE_CLASS;
@@ -257,14 +279,13 @@ pub(crate) fn config_keys(model: &Model) -> (Map<String, Json>, Vec<(&'static st
     }
     keys.entry("model_type").or_insert_with(|| model.architecture.name.as_str().into());
     keys.extend(table.writes.clone());
-    if table.config.is_empty() {
-        keys.extend(model.hyperparameters.iter().map(|(name, value)| (name.clone(), value.to_json())));
-    }
-    for (key, name) in table.config.iter().filter(|(key, _)| counted(key).is_none()) {
-        if let Some(value) = own(name)
-            && !(*value == HyperValue::None && table.optional.contains(key))
-        {
-            put(&mut keys, key, value.to_json());
+    for (key, names) in table.config.iter().filter(|(key, _)| counted(key).is_none()) {
+        let values: Vec<&HyperValue> = names.iter().filter_map(|name| own(name)).collect();
+        let Some(first) = values.first() else { continue };
+        let one = values.iter().all(|value| value == first);
+        if !(one && **first == HyperValue::None && table.optional.contains(key)) {
+            let all = || values.iter().map(|value| value.to_json()).collect();
+            put(&mut keys, key, if one { first.to_json() } else { all() });
         }
     }
     let sentence = keys.remove(SENTENCE_KEY);

@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::View;
 use serde_json::{Map, Value as Json, json};
 
+use crate::checkpoint::Naming;
 use crate::config::{TENON_FILE, config_keys};
 use crate::error::ModelError;
 use crate::model::{Model, Parameter};
@@ -35,14 +36,14 @@ pub fn export<V: AsRef<[f32]>>(
     }
     std::fs::create_dir_all(dir).map_err(|e| ModelError::io("cannot create", dir, &e))?;
 
-    let table = &model.architecture.checkpoint;
+    let (table, naming) = (&model.architecture.checkpoint, Naming::of(model));
     let tensors = variables.iter().zip(values).flat_map(|(variable, value)| {
-        let (names, shape) = table.parts(&variable.name, &variable.shape);
+        let (names, shape) = naming.parts(&variable.name, &variable.shape);
         let transposed = table.is_transposed(&variable.name) && shape.len() == 2;
         let (shape, each) = (stored_shape(&shape, transposed), shape.iter().product::<usize>());
         let part = move |(i, name): (usize, String)| {
             let values = &value.as_ref()[i * each..(i + 1) * each];
-            (format!("{}{name}", table.prefix), Stored { shape: shape.clone(), values, transposed })
+            (name, Stored { shape: shape.clone(), values, transposed })
         };
         names.into_iter().enumerate().map(part)
     });

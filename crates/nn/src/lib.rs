@@ -35,4 +35,5 @@ pub use init::{initialise, initialise_into};
 pub use model::{Model, Parameter};
 pub use reference::reference_markdown;
 pub use session::{POSITION_OFFSET, RANDOM_KEY};
-pub use weights::load_weights;
+pub use stored::weight_files;
+pub use weights::{load_body, load_weights, names_of};

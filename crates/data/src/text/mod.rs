@@ -11,6 +11,7 @@ pub(crate) mod shards;
 pub(crate) mod source;
 pub(crate) mod tokenize;
 pub(crate) mod tokenizer;
+pub(crate) mod vocabulary;
 
 use std::path::Path;
 

@@ -47,23 +47,37 @@ pub(super) fn functions() -> Vec<Function> {
         ),
         function(
             "positions",
-            "ids",
+            "ids, seen = None",
             "0, 1, .. along the last axis of `ids` `[.., t]`, `i32[t]`; when text is generated, counted from the first token \
-             of the text. As indices of a table they limit `t` to its rows.",
+             of the text. As indices of a table they limit `t` to its rows. With `seen` `[b, t]` (truth values or 1 and 0) \
+             only what is seen counts, and what is not has the place of what was before it: `i32[b, t]`.",
             "embedding(positions(ids), 64, 32, name = \"places\")",
-            |call| {
-                let ids = call.tensor("ids")?;
-                let Some(t) = ids.shape().last().copied() else {
-                    return Err(call.error("takes a tensor with at least one axis").note(ids.describe()));
-                };
-                let session = call.session;
-                let offset = session.control(POSITION_OFFSET, Type::new(DType::I32, Shape::scalar()));
-                let places = session.builder.iota(0, Type::new(DType::I32, [t])) + offset;
-                session.mark_positions(places, t);
-                Ok(places.into())
-            },
+            place,
         ),
     ]
+}
+
+fn place(call: &Call<'_>) -> Outcome {
+    let ids = call.tensor("ids")?;
+    let Some(t) = ids.shape().last().copied() else {
+        return Err(call.error("takes a tensor with at least one axis").note(ids.describe()));
+    };
+    let session = call.session;
+    let places = match call.optional_tensor("seen")? {
+        None => {
+            let offset = session.control(POSITION_OFFSET, Type::new(DType::I32, Shape::scalar()));
+            session.builder.iota(0, Type::new(DType::I32, [t])) + offset
+        }
+        Some(seen) => {
+            let (from, to) = (0, 1);
+            let index = |axis| session.builder.iota(axis, Type::new(DType::I32, [t, t]));
+            let up_to = index(from).less_equal(index(to)).cast(DType::F32);
+            let count = seen.cast(DType::F32).matmul(up_to, false, false);
+            (count - count.constant_like(1.0)).max(count.constant_like(0.0)).cast(DType::I32)
+        }
+    };
+    session.mark_positions(places, t);
+    Ok(places.into())
 }
 
 /// `x` as `[b, t, heads, d]`.

@@ -55,7 +55,7 @@ impl Checkpoint {
         match file.extension().is_some_and(|end| end == "json") {
             false => checkpoint.add(&file)?,
             true => {
-                for part in parts(&file)? {
+                for part in weight_files(&file)? {
                     checkpoint.add(&path.join(part))?;
                 }
             }
@@ -129,8 +129,11 @@ impl Place {
     }
 }
 
-/// The names of the files that an index lists.
-fn parts(index: &Path) -> Result<Vec<String>, ModelError> {
+/// The names of the files that an index of weights, such as `model.safetensors.index.json`, lists.
+///
+/// # Errors
+/// A file that is no such index, or that names files elsewhere.
+pub fn weight_files(index: &Path) -> Result<Vec<String>, ModelError> {
     let damaged = || ModelError::new(format!("{}: not an index of safetensors files", index.display()));
     let size = std::fs::metadata(index).map_err(|e| ModelError::io("cannot read", index, &e))?.len();
     if size > MAX_INDEX {
