@@ -41,6 +41,11 @@ pub enum Command {
     /// Continue a text with a trained model
     #[command(after_help = "Example:\n  tenon generate runs/moby-dick \"Call me\" --tokens 200 --temperature 0.7")]
     Generate(Generate),
+    /// Tell the classes of texts or pictures with a trained model
+    #[command(
+        after_help = "Examples:\n  tenon predict runs/spam mail.txt\n  tenon predict runs/lite0-stamps cat.png dog.jpg\n\nA file is one text (UTF-8) or one picture (PNG, JPEG, WebP), and is read as the run's own data was."
+    )]
+    Predict(Predict),
     /// Run a model on raw tensors and write every named output
     #[command(
         after_help = "Example:\n  tenon forward runs/digits/export --inputs in.safetensors --outputs out.safetensors\n\nInputs carry the ecosystem's names: input_ids, pixel_values (NCHW), ...; `labels` adds `loss`."
@@ -138,6 +143,16 @@ pub enum Precision {
     F32,
     /// 16 bits, sums in 32
     Bf16,
+}
+
+/// A prediction.
+#[derive(Args, Debug)]
+pub struct Predict {
+    /// The run folder of a classifier
+    pub run: PathBuf,
+    /// Files with a text or a picture each
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
 }
 
 /// A forward pass.

@@ -16,6 +16,7 @@ use tenon::nn::forward::{NamedTensor, Values, forward};
 use tenon::nn::generate::{self, Generator, Sampling};
 use tenon::nn::loss::loss;
 use tenon::nn::{HyperValue, ModelError, reference_markdown};
+use tenon::predict::Classifier;
 use tenon::tensors;
 use tenon::train::experiment::{Experiment, Objective};
 use tenon::train::fit::Ended;
@@ -290,6 +291,21 @@ pub fn generate(args: &args::Generate, stop: &AtomicBool) -> Outcome {
         note(&format!("stopped at {} tokens: the model's context is {context}", tokens.len()));
     }
     page("\n")
+}
+
+/// The most classes that `tenon predict` names for a file.
+const NAMED: usize = 5;
+
+/// `tenon predict`.
+pub fn predict(args: &args::Predict) -> Outcome {
+    let classifier = Classifier::open(&args.run, &result(&args.run)?)?;
+    let backend = backend(None)?;
+    for file in &args.files {
+        let classes = classifier.classes_of(file, &backend)?;
+        let named: Vec<String> = classes.iter().take(NAMED).map(|(name, p)| format!("{name} {p:.4}")).collect();
+        page(&format!("{}  {}\n", file.display(), named.join("  ")))?;
+    }
+    Ok(0)
 }
 
 /// `tenon forward`.

@@ -6,6 +6,7 @@
 pub mod hub;
 pub mod import;
 pub mod model_folder;
+pub mod predict;
 pub mod tensors;
 
 pub use tenon_cpu as cpu;

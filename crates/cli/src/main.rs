@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         args::Command::Profile(args) => commands::profile(args),
         args::Command::Eval(args) => commands::eval(args, &STOP),
         args::Command::Generate(args) => commands::generate(args, &STOP),
+        args::Command::Predict(args) => commands::predict(args),
         args::Command::Forward(args) => commands::forward_pass(args),
         args::Command::Inspect(args) => commands::inspect(args),
         args::Command::Schema => commands::schema(),

@@ -112,6 +112,34 @@ fn texts_are_classified_and_the_names_of_the_classes_kept() {
     assert_eq!(config["id2label"], serde_json::json!({ "0": "plain", "1": "queer" }));
     assert_eq!(config["label2id"], serde_json::json!({ "plain": 0, "queer": 1 }));
     assert!(lab.path("runs/classes/export/tokenizer.json").exists());
+
+    let lines = std::fs::read_to_string(lab.path("texts.jsonl")).unwrap();
+    let mut right = 0;
+    for line in lines.lines().step_by(9).take(20) {
+        let sample: serde_json::Value = serde_json::from_str(line).unwrap();
+        lab.write("one.txt", sample["text"].as_str().unwrap());
+        let said = lab.tenon("predict runs/classes one.txt").expect(0).stdout;
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let [file, first, p, _, q] = words[..] else { panic!("{said}") };
+        let [p, q] = [p, q].map(|share| share.parse::<f64>().unwrap());
+        assert!(file == "one.txt" && p >= q && (p + q - 1.0).abs() < 2e-4, "{said}");
+        right += usize::from(sample["label"] == first);
+    }
+    assert!(right >= 18, "{right} of 20");
+    // Longer than any sample: cut as they were.
+    lab.write("long.txt", "q".repeat(1000));
+    let both = lab.tenon("predict runs/classes one.txt long.txt").expect(0).stdout;
+    assert_eq!(both.lines().count(), 2);
+    assert!(both.lines().nth(1).unwrap().starts_with("long.txt  queer "), "{both}");
+    lab.write("not_utf8.txt", [0xff, 0xfe]);
+    for (arguments, why) in [
+        ("runs/classes nothing.txt", "nothing.txt: cannot be read"),
+        ("runs/classes not_utf8.txt", "not_utf8.txt: is not UTF-8"),
+        ("runs/classes/export one.txt", "name a folder that `tenon run` made"),
+    ] {
+        let error = lab.tenon(&format!("predict {arguments}")).expect(2).stderr;
+        assert!(error.contains(why), "{error}");
+    }
     let wrong = lab.tenon("plan classes.toml --set goal.bits_per_byte.at_most=1.0").expect(2).stderr;
     assert!(
         wrong.contains("evaluations of this experiment have val_loss, perplexity, accuracy, f1, macro_f1"),

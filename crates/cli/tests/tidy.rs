@@ -205,6 +205,23 @@ fn the_page_of_experiments_names_every_key() {
 }
 
 #[test]
+fn recipes_state_a_goal_and_their_page_names_them() {
+    let page = fs::read_to_string(root().join("docs/recipes.md")).unwrap();
+    let mut wrong = Vec::new();
+    for name in files("recipes", "toml").keys() {
+        match tenon::train::experiment::Experiment::load(&root().join(name), &[]) {
+            Ok(experiment) if experiment.goal.is_empty() => wrong.push(format!("{name} has no goal")),
+            Ok(_) => {}
+            Err(error) => wrong.push(format!("{name}: {error}")),
+        }
+        if !page.contains(&format!("](../{name})")) {
+            wrong.push(format!("{name} is not in docs/recipes.md"));
+        }
+    }
+    assert_none("recipes", &wrong);
+}
+
+#[test]
 fn links_lead_somewhere() {
     let root = root();
     let mut pages = BTreeMap::new();

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use tenon_graph::backend::{Allocation, Backend, BackendError, NonFinite, Session};
 use tenon_graph::graph::{Graph, Value};
 use tenon_graph::lower::isolate::{Isolated, isolate, name};
+use tenon_graph::lower::memory::ALIGNMENT;
 use tenon_graph::lower::{Program, lower};
-use tenon_graph::op::{Op, Source};
+use tenon_graph::op::{Op, Role, Source};
 use tenon_graph::types::{DType, Type};
 
 use crate::dispatch::{Kernel, prepare};
@@ -58,8 +59,8 @@ impl Backend for CpuBackend {
     }
 
     fn scratch_bytes(&self, program: &Program) -> usize {
-        let kernels = program.steps.iter().map(|step| prepare(&self.cpu, program, step));
-        kernels.map(|k| k.scratch_bytes()).max().unwrap_or(0)
+        let kernels: Vec<_> = program.steps.iter().map(|step| prepare(&self.cpu, program, step)).collect();
+        working(&kernels) + kept(&kernels)
     }
 
     fn estimate_seconds(&self, program: &Program) -> f64 {
@@ -69,6 +70,16 @@ impl Backend for CpuBackend {
     fn session(&self, programs: Vec<Arc<Program>>) -> Result<Box<dyn Session>, BackendError> {
         Ok(Box::new(CpuSession::new(self.cpu.clone(), programs)?))
     }
+}
+
+/// Bytes of scratch that the kernels of a program take turns with; behind it is what they keep.
+fn working(kernels: &[Box<dyn Kernel>]) -> usize {
+    kernels.iter().map(|k| k.scratch_bytes()).max().unwrap_or(0).next_multiple_of(ALIGNMENT)
+}
+
+/// Bytes that the kernels of a program keep from one run to the next.
+fn kept(kernels: &[Box<dyn Kernel>]) -> usize {
+    kernels.iter().map(|k| k.kept_bytes().next_multiple_of(ALIGNMENT)).sum()
 }
 
 /// The address of every stored value, by value index; null for values without a buffer.
@@ -96,13 +107,15 @@ struct CpuSession {
     cpu: Arc<Cpu>,
     memory: Memory,
     programs: Vec<Prepared>,
+    /// The program that ran last, if nobody has written the weights since: what it computes once is still there.
+    fresh: Option<usize>,
 }
 
 impl CpuSession {
     fn new(cpu: Arc<Cpu>, programs: Vec<Arc<Program>>) -> Result<CpuSession, BackendError> {
         let prepared: Vec<Vec<Box<dyn Kernel>>> =
             programs.iter().map(|p| p.steps.iter().map(|step| prepare(&cpu, p, step)).collect()).collect();
-        let scratch = prepared.iter().flatten().map(|k| k.scratch_bytes()).max().unwrap_or(0);
+        let scratch = prepared.iter().map(|kernels| working(kernels) + kept(kernels)).max().unwrap_or(0);
         let memory = Memory::new(&programs, scratch)?;
         let programs = programs
             .into_iter()
@@ -116,7 +129,28 @@ impl CpuSession {
                 Prepared { program, kernels, table: Table(pointers) }
             })
             .collect();
-        Ok(CpuSession { cpu, memory, programs })
+        Ok(CpuSession { cpu, memory, programs, fresh: None })
+    }
+
+    /// The first step that has to run. Where that is not the first of all, what is computed once is there; else it is now
+    /// being made, and what kernels keep with it.
+    fn begin(&mut self, program: usize) -> Result<usize, BackendError> {
+        if self.fresh != Some(program) {
+            self.fresh = None;
+            for step in 0..self.programs[program].program.once {
+                self.run_step(program, step)?;
+            }
+            let prepared = &mut self.programs[program];
+            let mut at = working(&prepared.kernels);
+            for kernel in &mut prepared.kernels {
+                // SAFETY: the table leads to the buffers that the program was planned with, and the steps that make what
+                // kernels may keep have run; the scratch has room for what all of them keep behind where they work.
+                unsafe { kernel.keep(&self.cpu, &prepared.table, self.memory.scratch().add(at)) };
+                at += kernel.kept_bytes().next_multiple_of(ALIGNMENT);
+            }
+            self.fresh = Some(program);
+        }
+        Ok(self.programs[program].program.once)
     }
 
     fn run_step(&mut self, program: usize, step: usize) -> Result<(), BackendError> {
@@ -136,7 +170,7 @@ impl CpuSession {
 
 impl Session for CpuSession {
     fn run(&mut self, program: usize) -> Result<(), BackendError> {
-        for step in 0..self.programs[program].kernels.len() {
+        for step in self.begin(program)?..self.programs[program].kernels.len() {
             self.run_step(program, step)?;
         }
         Ok(())
@@ -147,6 +181,7 @@ impl Session for CpuSession {
         let graph = &steps.graph;
         let mut blamed = Blamed::new();
         let mut worst: Option<(Class, NonFinite)> = None;
+        self.begin(program)?;
         for (index, step) in steps.steps.iter().enumerate() {
             let isolated = isolate(&steps, step);
             // The step may write over what it reads.
@@ -183,8 +218,8 @@ impl Session for CpuSession {
     }
 
     fn run_timed(&mut self, program: usize) -> Result<Vec<f64>, BackendError> {
-        let steps = 0..self.programs[program].kernels.len();
-        let mut seconds = Vec::with_capacity(steps.len());
+        let steps = self.begin(program)?..self.programs[program].kernels.len();
+        let mut seconds = vec![0.0; steps.start];
         for step in steps {
             let began = Instant::now();
             self.run_step(program, step)?;
@@ -198,6 +233,13 @@ impl Session for CpuSession {
     }
 
     fn input_mut(&mut self, name: &str) -> Option<&mut [u8]> {
+        let is_batch = |program: &Prepared| {
+            let role = program.program.graph.inputs().find(|(_, n, ..)| &***n == name).map(|(_, _, role, _)| role);
+            role.is_none_or(|role| !matches!(role, Role::Parameter | Role::State))
+        };
+        if !self.programs.iter().all(is_batch) {
+            self.fresh = None;
+        }
         self.memory.input_mut(name)
     }
 
@@ -285,6 +327,7 @@ fn trace(
         classes[input.index()] = worst_of(bytes, graph.ty(input));
         blamed.extend(before.get(value).map(|origin| (input, origin.clone())));
     }
+    session.begin(0)?;
     for (index, step) in program.steps.iter().enumerate() {
         session.run_step(0, index)?;
         for node in &step.nodes {

@@ -4,9 +4,9 @@ mod common;
 
 use std::io::Cursor;
 
-use common::{Folder, floats, ints, sample};
+use common::{Folder, config, floats, ints, sample};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
-use tenon_data::{Dataset, Split, fill_batch};
+use tenon_data::{Dataset, Split, fill_batch, read_image};
 
 fn picture(shade: u8, format: ImageFormat) -> Vec<u8> {
     let image = RgbImage::from_fn(10, 8, |x, y| Rgb([shade, (x * 20) as u8, (y * 30) as u8]));
@@ -126,6 +126,27 @@ fn another_folder_is_held_out() {
     folder.write("other/fish/1.png", &picture(7, ImageFormat::Png));
     let error = folder.error(&toml);
     assert!(error.contains("the class fish"), "{error}");
+}
+
+#[test]
+fn one_file_is_read_as_held_out_images_are() {
+    let folder = animals();
+    let toml = "images = { folder = \"animals\", size = [6, 5], center = 0.9, filter = \"bicubic\", \
+                mean = [0.5, 0.4, 0.3], std = [0.2, 0.3, 0.4], augment = { flip = true } }\n\
+                validation = { file = \"animals\" }\n";
+    let data = opened(&folder, toml);
+    let source = config(toml).images.unwrap();
+    let mut files: Vec<String> = (0..5).map(|i| format!("cat/{i}.png")).collect();
+    files.extend((0..5).map(|i| format!("dog/more/{i}.webp")));
+    files.push("dog/x.JPG".to_owned());
+    for (index, file) in files.iter().enumerate() {
+        let expected = floats(&sample(&*data, Split::Validation, 0, index as u64)[0]);
+        let pixels = read_image(&source, [3, 6, 5], &folder.dir.path().join("animals").join(file));
+        assert_eq!(pixels.unwrap_or_else(|error| panic!("{error}")), expected, "{file}");
+    }
+    let error = read_image(&source, [3, 6, 5], &folder.dir.path().join("animals/dog/notes.txt")).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("cannot be decoded") && error.contains("notes.txt"), "{error}");
 }
 
 #[test]

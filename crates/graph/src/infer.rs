@@ -251,7 +251,9 @@ fn added_to(
 }
 
 fn dot(spec: &Dot, a: &Type, b: &Type) -> Result<Type, InferError> {
-    floats("matmul", a, b)?;
+    if !a.dtype.is_float() || !b.dtype.is_float() {
+        fail!("matmul: takes two floats, not {} and {}", a.dtype, b.dtype);
+    }
     let rank = a.shape.rank();
     if rank < 2 || rank != b.shape.rank() {
         fail!("matmul: takes two matrices, or stacks of them with equally many axes, not {} and {}", a.shape, b.shape);

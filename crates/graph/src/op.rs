@@ -234,7 +234,7 @@ pub enum View {
 }
 
 /// `a @ b` over the last two axes; leading axes are equal in both and stay. With a third operand `c`, of the result's type,
-/// `c + a @ b`: the products are added to `c` one after the other.
+/// `c + a @ b`: the products are added to `c` one after the other. Beside a bf16 operand an f32 one is rounded to bf16.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Dot {
     /// Whether the last two axes of the left operand are swapped.

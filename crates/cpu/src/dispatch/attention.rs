@@ -52,6 +52,7 @@ impl Shared {
             s: size(&key.window, 1),
             g: size(&key.window, 2),
             d: size(&query.window, 3),
+            dtype: query.dtype,
         };
         let scale = match attrs.float("scale") {
             0.0 => 1.0 / (sizes.d as f64).sqrt(),
@@ -61,7 +62,8 @@ impl Shared {
             causal: attrs.flag("causal"),
             window: attrs.int("window") as usize,
             position: 0,
-            scale: scale as f32,
+            // Any factor so small makes all weights equal, but hidden scores must stay infinite.
+            scale: if scale as f32 == 0.0 { f32::MIN_POSITIVE } else { scale as f32 },
         };
         let tensors = [query.clone(), key.clone(), value.clone()];
         (Shared { spec, tensors, mask, position, scratch: 0 }, sizes)
@@ -90,7 +92,7 @@ impl Forward {
     /// The kernel of an `attention` node.
     pub fn new(cpu: &Cpu, attrs: &Attrs, operands: &[Operand], targets: &[Target]) -> Forward {
         let (mut shared, sizes) = Shared::new(attrs, &operands[..3], &operands[3..]);
-        shared.scratch = attention_scratch_bytes(&sizes, cpu.pool.threads());
+        shared.scratch = attention_scratch_bytes(&sizes, cpu.isa(), cpu.pool.threads());
         Forward { shared, out: targets[0].clone(), log_sum_exp: targets[1].clone() }
     }
 }
@@ -116,7 +118,7 @@ impl Backward {
     /// The kernel of an `attention_gradient` node.
     pub fn new(cpu: &Cpu, attrs: &Attrs, operands: &[Operand], targets: &[Target]) -> Backward {
         let (mut shared, sizes) = Shared::new(attrs, &operands[..3], &operands[6..]);
-        shared.scratch = attention_gradient_scratch_bytes(&sizes, cpu.pool.threads());
+        shared.scratch = attention_gradient_scratch_bytes(&sizes, cpu.isa(), cpu.pool.threads());
         Backward {
             shared,
             results: [3, 4, 5].map(|i| operands[i].clone()),

@@ -103,7 +103,6 @@ impl Kernel for Product {
             // SAFETY: window and target were made for these buffers, which differ.
             unsafe { copy(cpu, &start.view(table), &mut self.c.view(table)) };
         }
-        let size = self.spec.a.dtype.bytes();
         let calls: usize = self.outer.iter().map(|(n, _)| n).product();
         for call in 0..calls {
             let (mut rest, mut at) = (call, [self.a.1, self.b.1, 0]);
@@ -114,8 +113,8 @@ impl Kernel for Product {
             // SAFETY: the windows were made for these buffers, which are aligned to cache lines; the memory plan keeps
             // the result apart from the operands, and the scratch is as large as was asked for.
             unsafe {
-                let a = table.get(self.a.0).add(at[0] * size);
-                let b = table.get(self.b.0).add(at[1] * size);
+                let a = table.get(self.a.0).add(at[0] * self.spec.a.dtype.bytes());
+                let b = table.get(self.b.0).add(at[1] * self.spec.b.dtype.bytes());
                 let c = table.get(self.c.value).add(at[2] * self.spec.c.dtype.bytes());
                 gemm(cpu, &self.spec, a, b, c, scratch, None);
             }

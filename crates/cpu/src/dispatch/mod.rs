@@ -27,6 +27,18 @@ pub trait Kernel: Send {
         0
     }
 
+    /// Bytes that it keeps from one run to the next, made of operands that are fixed.
+    fn kept_bytes(&self) -> usize {
+        0
+    }
+
+    /// Makes what it keeps, before it runs for the first time and whenever fixed operands have changed.
+    ///
+    /// # Safety
+    /// As for [`Kernel::run`]; `kept` is aligned to a cache line, valid for [`Kernel::kept_bytes`] until this is called
+    /// again, and written by nobody else until then or the last run.
+    unsafe fn keep(&mut self, _cpu: &Cpu, _table: &Table, _kept: *mut u8) {}
+
     /// Runs it.
     ///
     /// # Errors
@@ -98,7 +110,10 @@ pub fn prepare(cpu: &Cpu, program: &Program, step: &Step) -> Box<dyn Kernel> {
             let windows: Vec<Operand> = operands.iter().map(|w| Operand::new(graph, w)).collect();
             match &data.op {
                 Op::Dot(dot) => Box::new(dot::Product::new(cpu, dot, &windows, targets[0].clone())),
-                Op::Conv(conv) => Box::new(conv::Convolving::new(cpu, conv, &windows, &targets[0])),
+                Op::Conv(conv) => {
+                    let keep = program.is_fixed(windows[1].window.root);
+                    Box::new(conv::Convolving::new(cpu, conv, &windows, &targets[0], keep))
+                }
                 Op::Composite(composite) => match composite.def.name {
                     "attention" => Box::new(attention::Forward::new(cpu, &composite.attrs, &windows, &targets)),
                     "attention_gradient" => {

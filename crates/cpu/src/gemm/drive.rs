@@ -80,7 +80,7 @@ pub(super) unsafe fn run(
 ) {
     let plan = Plan::new(spec, cpu.isa());
     let kernels = Kernels::of(cpu.isa(), plan.lane);
-    let packed = packed_b(cpu.isa(), spec.b.dtype, spec.k, spec.n);
+    let packed = packed_b(cpu.isa(), spec.dtype(), spec.k, spec.n);
     let at_once = if let RowsOfA::Shared(rows) = plan.a { rows } else { spec.m.next_multiple_of(plan.rows) };
     let mut job =
         Shared(Job { spec, plan, kernels, packed, pack: packer(cpu.isa()), a, b, c, scratch, epilogue, shared: None });

@@ -1,7 +1,7 @@
 //! Matrix products on strided views: C = A B or C += A B, in f32 or bf16, one or a batch of them.
 //!
-//! **Bits.** An f32 output is one chain of fused multiply-adds in ascending k from 0 (or from C). bf16 operands are
-//! multiplied in pairs along k and summed in f32 as the module `bf16` describes, an odd k padded with a zero; a bf16
+//! **Bits.** An f32 output is one chain of fused multiply-adds in ascending k from 0 (or from C). bf16 operands (an f32
+//! one beside a bf16 one is rounded to bf16) are multiplied in pairs along k and summed in f32 as the module `bf16` describes, an odd k padded with a zero; a bf16
 //! C is rounded once, at the end. Products with at most [`DOT_ROWS`] rows (or columns) and k contiguous in both
 //! operands take another order, that of the module `dot`. The order follows from the [`GemmSpec`] alone: results are the same
 //! for every instruction set, number of threads and blocking. (Which NaN a NaN result is, is left open.)
@@ -93,7 +93,7 @@ pub struct GemmSpec {
     pub k: usize,
     /// Batch entries, outer and inner; `[1, 1]` is a single product.
     pub batch: [usize; 2],
-    /// A; same element type as B.
+    /// A.
     pub a: Layout,
     /// B; ignored, the element type apart, where it is packed.
     pub b: Layout,
@@ -111,9 +111,15 @@ impl GemmSpec {
         GemmSpec { m, n, k, batch: [1, 1], a, b, c, accumulate: false, packed_b: false }
     }
 
+    /// The element type that the operands are multiplied in: bf16 if one of them is.
+    pub fn dtype(&self) -> Float {
+        if self.a.dtype == self.b.dtype { self.a.dtype } else { Float::Bf16 }
+    }
+
     /// Whether the product is computed as dot products (see [`DOT_ROWS`]).
     pub fn is_dot(&self) -> bool {
-        self.m.min(self.n) <= DOT_ROWS && !self.packed_b && self.a.col_stride == 1 && self.b.row_stride == 1
+        let contiguous = self.a.col_stride == 1 && self.b.row_stride == 1;
+        self.m.min(self.n) <= DOT_ROWS && !self.packed_b && contiguous && self.a.dtype == self.b.dtype
     }
 
     /// C^T = B^T A^T.
@@ -138,8 +144,8 @@ impl GemmSpec {
     /// On a spec that breaks its contract.
     fn check(&self) {
         assert!(
-            self.a.dtype == self.b.dtype,
-            "gemm: A is {:?} and B is {:?}; cast one of them",
+            !self.packed_b || self.a.dtype == self.b.dtype,
+            "gemm: A is {:?} and the packed B {:?}; pack it as A is",
             self.a.dtype,
             self.b.dtype
         );
@@ -187,7 +193,7 @@ pub fn gemm_scratch_bytes(spec: &GemmSpec, isa: Isa, threads: usize) -> usize {
 /// `epilogue` sees every strip of C as soon as it is final.
 ///
 /// # Panics
-/// If the element types of A and B differ, if C has neither contiguous rows nor contiguous columns, or if B is packed
+/// If B is packed and of another element type than A, if C has neither contiguous rows nor contiguous columns, or if B is packed
 /// and C has only contiguous columns.
 ///
 /// # Safety

@@ -1,10 +1,11 @@
 //! Packing: operands copied into the order in which the micro-kernel reads them.
 //!
 //! B goes through panels `[lane][width]`: `width` columns side by side for each lane of k, zero beyond the operand's
-//! edge. A is read in place where its rows hold lanes already; otherwise its rows are packed as `[row][lane]`.
+//! edge. A is read in place where its rows hold lanes already; otherwise its rows are packed as `[row][lane]`. For bf16
+//! lanes f32 elements are rounded.
 
 use super::Float;
-use super::bf16::{Lowest, widen_flushed};
+use super::bf16::{Lowest, round, widen_flushed};
 use super::micro::{Kernels, Lane, ROWS};
 use super::plan::{ALIGN, KBlocks};
 use super::square::Square;
@@ -50,7 +51,19 @@ impl Source {
     #[inline(always)]
     unsafe fn bf16(&self, k: usize, col: usize) -> u16 {
         // SAFETY: the caller's: k and col lie inside.
-        unsafe { self.ptr.cast::<u16>().add(k * self.k_stride + col * self.col_stride).read_unaligned() }
+        unsafe {
+            match self.dtype {
+                Float::F32 => round(f32::from_bits(self.f32(k, col))),
+                Float::Bf16 => self.ptr.cast::<u16>().add(k * self.k_stride + col * self.col_stride).read_unaligned(),
+            }
+        }
+    }
+
+    /// The element `at` places behind the first, and what follows it in memory.
+    #[inline(always)]
+    unsafe fn at<T>(&self, at: usize) -> *const T {
+        // SAFETY: the caller's: it lies inside.
+        unsafe { self.ptr.cast::<T>().add(at) }
     }
 
     /// One lane of one column.
@@ -88,7 +101,7 @@ impl Source {
     fn fetch_along_k(&self, kind: Lane, lane: usize, col: usize) {
         /// In bytes.
         const AHEAD: usize = 256;
-        let lane_bytes = if kind == Lane::Widened { 2 } else { 4 };
+        let lane_bytes = self.dtype.bytes() * if kind == Lane::Pair { 2 } else { 1 };
         fetch(self.ptr.wrapping_add(col * self.col_stride * self.dtype.bytes() + lane * lane_bytes + AHEAD));
     }
 
@@ -260,15 +273,18 @@ impl PackedRows {
     }
 }
 
-/// The kind of lane as a constant in each arm: the loops are compiled for it.
+/// The kind of lane and the element type as constants in each arm: the loops are compiled for them.
 #[inline(always)]
 unsafe fn pack<const N: usize, V: Square<N>>(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {
     // SAFETY: the caller's.
     unsafe {
-        match kind {
-            Lane::F32 => pack_of::<N, V>(src, Lane::F32, dst, order),
-            Lane::Pair => pack_of::<N, V>(src, Lane::Pair, dst, order),
-            Lane::Widened => pack_of::<N, V>(src, Lane::Widened, dst, order),
+        let of = |dtype| Source { dtype, ..*src };
+        match (kind, src.dtype) {
+            (Lane::F32, _) => pack_of::<N, V>(&of(Float::F32), Lane::F32, dst, order),
+            (Lane::Pair, Float::Bf16) => pack_of::<N, V>(&of(Float::Bf16), Lane::Pair, dst, order),
+            (Lane::Pair, Float::F32) => pack_of::<N, V>(&of(Float::F32), Lane::Pair, dst, order),
+            (Lane::Widened, Float::Bf16) => pack_of::<N, V>(&of(Float::Bf16), Lane::Widened, dst, order),
+            (Lane::Widened, Float::F32) => pack_of::<N, V>(&of(Float::F32), Lane::Widened, dst, order),
         }
     }
 }
@@ -347,7 +363,7 @@ unsafe fn rows_transposed<const N: usize, V: Square<N>>(
             for col in (0..square).step_by(N) {
                 let mut vectors = [V::new([0; N]); N];
                 for (l, vector) in vectors.iter_mut().enumerate() {
-                    let lanes: [u32; N] = neighbours(src, kind, lane + l, col);
+                    let lanes: [u32; N] = neighbours::<N, V>(src, kind, lane + l, col);
                     note(&mut low, kind, lanes);
                     *vector = V::new(lanes);
                 }
@@ -378,7 +394,7 @@ unsafe fn rows_contiguous<const N: usize, V: Square<N>>(
         let mut low = [Lowest::NONE; N];
         for col in 0..src.cols {
             for lane in (0..whole).step_by(N) {
-                let lanes: [u32; N] = along_k(src, kind, lane, col);
+                let lanes: [u32; N] = along_k::<N, V>(src, kind, lane, col);
                 note(&mut low, kind, lanes);
                 V::new(lanes).store(dst.add(col * stride + lane));
             }
@@ -400,15 +416,18 @@ fn note<const N: usize>(low: &mut [Lowest; N], kind: Lane, lanes: [u32; N]) {
 
 /// `N` lanes of a column, from `lane` on, with k next to each other in memory.
 #[inline(always)]
-unsafe fn along_k<const N: usize>(src: &Source, kind: Lane, lane: usize, col: usize) -> [u32; N] {
+unsafe fn along_k<const N: usize, V: Square<N>>(src: &Source, kind: Lane, lane: usize, col: usize) -> [u32; N] {
     let at = col * src.col_stride;
     // SAFETY: the caller's: the lanes need no element beyond k, and the column lies inside.
     unsafe {
         match kind {
             Lane::F32 => src.ptr.cast::<u32>().add(at + lane).cast::<[u32; N]>().read_unaligned(),
-            Lane::Pair => src.ptr.cast::<u16>().add(at + 2 * lane).cast::<[u32; N]>().read_unaligned(),
+            Lane::Pair => match src.dtype {
+                Float::F32 => V::round_pairs(src.at(at + 2 * lane)),
+                Float::Bf16 => src.at::<u16>(at + 2 * lane).cast::<[u32; N]>().read_unaligned(),
+            },
             Lane::Widened => {
-                let halves = src.ptr.cast::<u16>().add(at + lane).cast::<[u16; N]>().read_unaligned();
+                let halves = halves::<N, V>(src, at + lane);
                 std::array::from_fn(|l| widen_flushed(halves[l ^ 1]))
             }
         }
@@ -432,7 +451,7 @@ unsafe fn panel_contiguous<const N: usize, V: Square<N>>(
             let dst = dst.add(lane * width);
             src.fetch_lane(kind, lane);
             for col in (0..vectors).step_by(N) {
-                let lanes: [u32; N] = neighbours(src, kind, lane, col);
+                let lanes: [u32; N] = neighbours::<N, V>(src, kind, lane, col);
                 note(&mut low, kind, lanes);
                 V::new(lanes).store(dst.add(col));
             }
@@ -449,17 +468,39 @@ unsafe fn panel_contiguous<const N: usize, V: Square<N>>(
 
 /// One lane of `N` columns, from `col` on, that are next to each other in memory.
 #[inline(always)]
-unsafe fn neighbours<const N: usize>(src: &Source, kind: Lane, lane: usize, col: usize) -> [u32; N] {
+unsafe fn neighbours<const N: usize, V: Square<N>>(src: &Source, kind: Lane, lane: usize, col: usize) -> [u32; N] {
     // SAFETY: the caller's: the lane needs no element beyond k, and the columns lie inside.
     unsafe {
-        let halves = |k: usize| src.ptr.cast::<u16>().add(k * src.k_stride + col).cast::<[u16; N]>().read_unaligned();
+        let at = |k: usize| k * src.k_stride + col;
         match kind {
             Lane::F32 => src.ptr.cast::<u32>().add(lane * src.k_stride + col).cast::<[u32; N]>().read_unaligned(),
-            Lane::Pair => {
-                let (even, odd) = (halves(2 * lane), halves(2 * lane + 1));
-                std::array::from_fn(|i| u32::from(even[i]) | u32::from(odd[i]) << 16)
+            Lane::Pair => match src.dtype {
+                Float::F32 => V::pair_rounded(src.at(at(2 * lane)), src.at(at(2 * lane + 1))),
+                Float::Bf16 => {
+                    let halves = |k| src.at::<u16>(at(k)).cast::<[u16; N]>().read_unaligned();
+                    let (even, odd) = (halves(2 * lane), halves(2 * lane + 1));
+                    std::array::from_fn(|i| u32::from(even[i]) | u32::from(odd[i]) << 16)
+                }
+            },
+            Lane::Widened => {
+                let halves = halves::<N, V>(src, at(lane ^ 1));
+                std::array::from_fn(|i| widen_flushed(halves[i]))
             }
-            Lane::Widened => halves(lane ^ 1).map(widen_flushed),
+        }
+    }
+}
+
+/// `N` bf16 elements that are next to each other in memory, from the one `at` places behind the first on.
+#[inline(always)]
+unsafe fn halves<const N: usize, V: Square<N>>(src: &Source, at: usize) -> [u16; N] {
+    // SAFETY: the caller's: they lie inside.
+    unsafe {
+        match src.dtype {
+            Float::F32 => {
+                let high = V::round(src.at(at));
+                std::array::from_fn(|i| (high[i] >> 16) as u16)
+            }
+            Float::Bf16 => src.at::<u16>(at).cast::<[u16; N]>().read_unaligned(),
         }
     }
 }
@@ -481,7 +522,7 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
                 let mut vectors = [V::new([0; N]); N];
                 for (c, vector) in vectors.iter_mut().enumerate().take(src.cols - col) {
                     src.fetch_along_k(kind, lane, col + c);
-                    let lanes: [u32; N] = along_k(src, kind, lane, col + c);
+                    let lanes: [u32; N] = along_k::<N, V>(src, kind, lane, col + c);
                     note(&mut low, kind, lanes);
                     *vector = V::new(lanes);
                 }

@@ -123,11 +123,14 @@ impl Plan {
     }
 
     pub(crate) fn new(spec: &GemmSpec, isa: Isa) -> Plan {
-        let lane = Lane::of(spec.a.dtype, isa);
+        let lane = Lane::of(spec.dtype(), isa);
         let k = KBlocks::new(lane, spec.k);
         let in_place = match lane {
             Lane::F32 => spec.a.col_stride == 1,
-            Lane::Pair => spec.a.col_stride == 1 && (spec.k.is_multiple_of(2) || k.count() >= PACKED_LAST),
+            Lane::Pair => {
+                let even = spec.k.is_multiple_of(2) || k.count() >= PACKED_LAST;
+                spec.a.dtype == Float::Bf16 && spec.a.col_stride == 1 && even
+            }
             Lane::Widened => false,
         };
         let batch = spec.batch[0] * spec.batch[1];

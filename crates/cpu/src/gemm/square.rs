@@ -1,10 +1,46 @@
 //! Vectors of lanes, and squares of them transposed in registers.
 
+use super::bf16;
+
 /// A vector of `N` lanes, and the transposition of `N` of them.
 pub(super) trait Square<const N: usize>: Copy {
     fn new(lanes: [u32; N]) -> Self;
     unsafe fn transpose(rows: &mut [Self; N]);
     unsafe fn store(self, dst: *mut u32);
+
+    /// `N` floats rounded to bf16, as the upper halves of lanes.
+    #[inline(always)]
+    unsafe fn round(from: *const f32) -> [u32; N] {
+        let mut lanes = [0; N];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            *lane = u32::from(bf16::round(unsafe { from.add(i).read_unaligned() })) << 16;
+        }
+        lanes
+    }
+
+    /// Lanes of `N` even and `N` odd floats, rounded to bf16.
+    #[inline(always)]
+    unsafe fn pair_rounded(even: *const f32, odd: *const f32) -> [u32; N] {
+        // SAFETY: the caller's.
+        let (even, mut lanes) = unsafe { (Self::round(even), Self::round(odd)) };
+        for (lane, even) in lanes.iter_mut().zip(even) {
+            *lane |= even >> 16;
+        }
+        lanes
+    }
+
+    /// Lanes of `2 N` floats, even and odd ones in turn, rounded to bf16.
+    #[inline(always)]
+    unsafe fn round_pairs(from: *const f32) -> [u32; N] {
+        let mut lanes = [0; N];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            let [even, odd] = unsafe { [from.add(2 * i).read_unaligned(), from.add(2 * i + 1).read_unaligned()] };
+            *lane = u32::from(bf16::round(even)) | u32::from(bf16::round(odd)) << 16;
+        }
+        lanes
+    }
 }
 
 impl Square<8> for [u32; 8] {
@@ -70,6 +106,20 @@ mod x86 {
         }
     }
 
+    /// 16 floats with their upper halves rounded to bf16; the lower ones are anything.
+    #[inline(always)]
+    unsafe fn rounded(from: *const f32) -> __m512i {
+        // SAFETY: the module's argument.
+        unsafe {
+            let floats = _mm512_loadu_ps(from);
+            let bits = _mm512_castps_si512(floats);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(floats, floats);
+            _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x40_0000))
+        }
+    }
+
     impl Square<16> for __m512i {
         #[inline(always)]
         fn new(lanes: [u32; 16]) -> Self {
@@ -113,6 +163,45 @@ mod x86 {
         unsafe fn store(self, dst: *mut u32) {
             // SAFETY: the module's argument.
             unsafe { _mm512_storeu_si512(dst.cast(), self) };
+        }
+
+        #[inline(always)]
+        unsafe fn round(from: *const f32) -> [u32; 16] {
+            // SAFETY: the module's argument; both types are 64 bytes of plain numbers.
+            unsafe {
+                let high = _mm512_and_si512(rounded(from), _mm512_set1_epi32(0xffff_0000u32 as i32));
+                std::mem::transmute::<__m512i, [u32; 16]>(high)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn pair_rounded(even: *const f32, odd: *const f32) -> [u32; 16] {
+            // SAFETY: as in `round`.
+            unsafe {
+                let (even, odd) = (_mm512_srli_epi32::<16>(rounded(even)), rounded(odd));
+                let pairs = _mm512_mask_blend_epi16(0xaaaa_aaaa, even, odd);
+                std::mem::transmute::<__m512i, [u32; 16]>(pairs)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn round_pairs(from: *const f32) -> [u32; 16] {
+            /// The upper halves of 32 lanes.
+            const UPPER: [u16; 32] = {
+                let mut upper = [0; 32];
+                let mut i = 0;
+                while i < 32 {
+                    upper[i] = 2 * i as u16 + 1;
+                    i += 1;
+                }
+                upper
+            };
+            // SAFETY: as in `round`.
+            unsafe {
+                let upper = std::mem::transmute::<[u16; 32], __m512i>(UPPER);
+                let pairs = _mm512_permutex2var_epi16(rounded(from), upper, rounded(from.add(16)));
+                std::mem::transmute::<__m512i, [u32; 16]>(pairs)
+            }
         }
     }
 }

@@ -15,12 +15,11 @@ mod experts;
 pub(crate) use exp::exp;
 mod index;
 mod pool;
-mod product;
 mod sort;
 mod view;
 mod window;
 
-pub use conv::{Convolution, convolve};
+pub use conv::{Convolution, Weights, convolve, convolve_with};
 pub use copy::{clear, concat, copy, pad};
 pub use experts::{Experts, expert_matmul, expert_outer};
 pub use index::{

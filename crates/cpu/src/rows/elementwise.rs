@@ -77,9 +77,12 @@ fn map<M: Map>(to: &mut [M::Out], from: &[M::In]) {
 }
 
 /// A function of two lanes.
-trait Zip {
+pub trait Zip {
+    /// What it takes.
     type In: Lane;
+    /// What it gives.
     type Out: Lane;
+    /// Its value.
     fn apply(a: Self::In, b: Self::In) -> Self::Out;
 }
 
@@ -296,7 +299,8 @@ angles! {
 
 macro_rules! zips {
     ($($name:ident $in:ty => $out:ty, |$a:ident, $b:ident| $result:expr;)*) => {$(
-        struct $name;
+        /// See [`binary_kernel`].
+        pub struct $name;
         impl Zip for $name {
             type In = $in;
             type Out = $out;

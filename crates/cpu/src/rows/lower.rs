@@ -1,6 +1,7 @@
 //! From a fused unit to steps over values: what each value needs, and which steps make and use it.
 
 use smallvec::{SmallVec, smallvec};
+use tenon_graph::elementwise::Binary;
 use tenon_graph::graph::{Graph, Value};
 use tenon_graph::lower::access::Strided;
 use tenon_graph::lower::fused::{Code, Fused, Instruction, Reg, Spread};
@@ -12,6 +13,7 @@ use super::elementwise::{
     unary_is_exact, unary_kernel,
 };
 use super::kernel::{Elementwise, Kernel};
+use super::pairs::{self, Arithmetic};
 use super::reduce::{Columns, Reduction, over_nothing, reduction};
 use super::step::{Extent, Step};
 use super::window::{Format, Positions, Window};
@@ -109,11 +111,20 @@ struct Lowering<'a> {
     of: Vec<Id>,
     /// Values rounded to bf16: (rounded, before).
     rounded: Vec<(Id, Id)>,
+    /// Values that are made by a simple operation on floats.
+    arithmetic: Vec<(Id, Arithmetic)>,
 }
 
 /// The steps of a fused unit.
 pub fn lower(fused: &Fused, graph: &Graph) -> Lowered {
-    let mut lowering = Lowering { fused, graph, lowered: Lowered::default(), of: Vec::new(), rounded: Vec::new() };
+    let mut lowering = Lowering {
+        fused,
+        graph,
+        lowered: Lowered::default(),
+        of: Vec::new(),
+        rounded: Vec::new(),
+        arithmetic: Vec::new(),
+    };
     if fused.rows * fused.cols == 0 {
         lowering.results_of_nothing();
         return lowering.lowered;
@@ -127,8 +138,9 @@ pub fn lower(fused: &Fused, graph: &Graph) -> Lowered {
             }
         }
     }
-    let mut lowered = lowering.lowered;
+    let Lowering { mut lowered, arithmetic, .. } = lowering;
     drop_unused(&mut lowered);
+    pairs::merge(&mut lowered, &arithmetic);
     lowered
 }
 
@@ -259,6 +271,13 @@ impl Lowering<'_> {
             }
             Code::Binary(op, a, b) => {
                 let result = self.map(binary_kernel(*op, operand_type(*a)), &[self.of[*a], self.of[*b]]);
+                let arithmetic = match op {
+                    Binary::Add => Some(Arithmetic::Add),
+                    Binary::Sub => Some(Arithmetic::Sub),
+                    Binary::Mul => Some(Arithmetic::Mul),
+                    _ => None,
+                };
+                self.arithmetic.extend(arithmetic.filter(|_| operand_type(*a).is_float()).map(|kind| (result, kind)));
                 self.rounded(result, dtype, binary_is_exact(*op))
             }
             Code::Select(condition, a, b) => {

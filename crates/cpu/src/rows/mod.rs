@@ -14,6 +14,7 @@
 mod elementwise;
 mod kernel;
 mod lower;
+mod pairs;
 mod reduce;
 mod registers;
 mod run;

@@ -134,7 +134,7 @@ fn flushing(a: f32, b: f32, c: f32) -> f32 {
 /// The definition: one output element from its operands along k.
 pub fn element(spec: &GemmSpec, start: f32, k: impl Fn(usize) -> (f32, f32)) -> f32 {
     const SUMS: usize = 32;
-    let bf16 = spec.a.dtype == Float::Bf16;
+    let bf16 = spec.dtype() == Float::Bf16;
     let step = if bf16 { flushing } else { f32::mul_add };
     let take = |i: usize| if i < spec.k { k(i) } else { (0.0, 0.0) };
     let lanes = if bf16 { spec.k.div_ceil(2) } else { spec.k };
@@ -175,7 +175,10 @@ pub fn expected(spec: &GemmSpec, a: &[f32], b: &[f32], c: &[f32]) -> Vec<f32> {
                 let c_at = at(&spec.c, batch, i, j);
                 let start = if spec.accumulate { c[c_at] } else { 0.0 };
                 let entry = if spec.packed_b { [0, 0] } else { batch };
-                let sum = element(spec, start, |k| (a[at(&spec.a, batch, i, k)], b[at(&spec.b, entry, k, j)]));
+                let operand = |x: f32| rounded(spec.dtype(), x);
+                let sum = element(spec, start, |k| {
+                    (operand(a[at(&spec.a, batch, i, k)]), operand(b[at(&spec.b, entry, k, j)]))
+                });
                 out[c_at] = rounded(spec.c.dtype, sum);
             }
         }

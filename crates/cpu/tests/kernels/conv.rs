@@ -2,7 +2,7 @@
 
 use crate::pool::{around, each_tap, windows};
 use crate::support::{Rng, Value, everywhere, scratch};
-use tenon_cpu::kernels::{Convolution, convolve};
+use tenon_cpu::kernels::{Convolution, Weights, convolve, convolve_with};
 use tenon_graph::op::{Direction, Window};
 use tenon_graph::types::DType;
 
@@ -66,6 +66,17 @@ impl Case {
                 let mut memory = scratch(spec.scratch_bytes(cpu.isa(), cpu.pool.threads()));
                 convolve(cpu, &spec, &a.view(), &b.view(), &mut to.view_mut(), &mut memory);
                 let bits = to.bits();
+                if direction == Direction::Forward {
+                    let spec = spec.with_weights();
+                    let mut kept = scratch(spec.weights_bytes(cpu.isa()) + 64);
+                    let aligned = kept.as_ptr().align_offset(64);
+                    // SAFETY: there are as many bytes behind the first cache line, and nobody else writes there.
+                    let weights = unsafe { Weights::make(cpu, &spec, &b.view(), kept.as_mut_ptr().add(aligned)) };
+                    let mut again = to.clone();
+                    let mut memory = scratch(spec.scratch_bytes(cpu.isa(), cpu.pool.threads()));
+                    convolve_with(cpu, &spec, &a.view(), &weights, &mut again.view_mut(), &mut memory);
+                    assert!(again.bits() == bits, "{what}: other bits with weights made beforehand");
+                }
                 last = Some(to);
                 bits
             });

@@ -109,6 +109,7 @@ pub fn results(session: &dyn Session, graph: &Graph) -> Results {
 }
 
 /// Runs a program twice on a poisoned arena and returns what both runs leave.
+#[allow(dead_code, reason = "not every test runs a program in this way")]
 pub fn run(backend: &CpuBackend, program: &Program, inputs: &Inputs) -> Results {
     let mut session = session(backend, program);
     let mut once = || {

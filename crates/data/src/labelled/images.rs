@@ -98,6 +98,24 @@ pub(crate) fn open_images(
     Ok(if slow { Box::new(Ahead::new(data)) } else { Box::new(data) })
 }
 
+/// The pixels of an image file as a model of `source` sees held-out images: f32 `[channels, height, width]`, which is `shape`.
+///
+/// # Errors
+/// A file that cannot be read or decoded; settings of `source` that do not fit the channels.
+pub fn read_image(source: &ImageSource, shape: [usize; 3], path: &Path) -> Result<Vec<f32>, DataError> {
+    let pictures = Pictures {
+        source: Source::Files { paths: vec![path.to_owned()], sums: Vec::new() },
+        shape,
+        levels: levels(source, shape[0])?.0,
+        filter: source.filter.unwrap_or_default(),
+        share: source.center.unwrap_or(1.0),
+        augment: None,
+    };
+    let mut bytes = vec![0; shape.iter().product::<usize>() * size_of::<f32>()];
+    pictures.write(0, None, &mut bytes)?;
+    Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
 /// The f32 of each byte, for each channel: `value / 255`, then `(x - mean) / std`.
 fn levels(source: &ImageSource, channels: usize) -> Result<(Vec<[f32; 256]>, Option<Standardization>), DataError> {
     let standardization = match (&source.mean, &source.std) {

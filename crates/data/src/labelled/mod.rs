@@ -14,10 +14,12 @@ mod weights;
 use tokenizers::Tokenizer;
 
 pub(crate) use self::images::open_images;
+pub use self::images::read_image;
 use self::labels::Labels;
 use self::pictures::Pictures;
 use self::split::Rows;
 pub(crate) use self::table::open_table;
+pub use self::text_set::encode_text;
 pub(crate) use self::text_set::open_labelled_texts;
 pub use self::weights::LABEL_WEIGHTS;
 pub(crate) use self::weights::Weighted;

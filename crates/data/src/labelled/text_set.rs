@@ -82,7 +82,7 @@ pub(crate) fn open_labelled_texts(
         encoder: true,
     };
     let tokenizer = tokenizer::build(tokenizer, text, base_dir, progress)?;
-    let filler = token_named(&tokenizer, &[FILLER, "<pad>"]).unwrap_or(0);
+    let filler = filler_of(&tokenizer);
     let (encoded, cut) = encode(&tokenizer, &samples, most, filler).map_err(|error| library_error(&path, &error))?;
     if let (Some(most), true) = (most, cut > 0) {
         notes.push(format!("{cut} of {} samples are cut to {most} tokens", samples.len()));
@@ -167,6 +167,20 @@ fn encode(
         }
     }
     Ok((encoded, cut))
+}
+
+/// One text as the tokens of a sample, with the tokenizer's special tokens, cut to `most` tokens.
+///
+/// # Errors
+/// A tokenizer that cannot be used, or cannot cut to so few.
+pub fn encode_text(tokenizer: &Tokenizer, text: &str, most: Option<usize>) -> Result<Vec<u32>, tokenizers::Error> {
+    let sample = (text.to_owned(), None);
+    Ok(encode(tokenizer, &[sample], most, filler_of(tokenizer))?.0.tokens)
+}
+
+/// The token that fills up short samples.
+fn filler_of(tokenizer: &Tokenizer) -> u32 {
+    token_named(tokenizer, &[FILLER, "<pad>"]).unwrap_or(0)
 }
 
 fn padding_note(shares: &[PaddedLength], tokens: &[usize]) -> String {

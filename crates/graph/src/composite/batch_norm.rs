@@ -41,7 +41,9 @@ fn batch_norm<'g>(b: &'g Builder, inputs: &[Tensor<'g>], attrs: &Attrs) -> Resul
 
     let x = wide(inputs[0]);
     let n = normalise(x, &batch_axes(x), eps);
-    let y = n.value * wide(inputs[1]) + wide(inputs[2]);
+    // All channel arithmetic first: one multiply and one add remain per element, as in PyTorch.
+    let scale = n.scale * wide(inputs[1]);
+    let y = x * scale + (wide(inputs[2]) - n.mean * scale);
 
     let count = b.size(places(x));
     let unbiased = n.variance * (count / (count - 1.0).max(1.0));
@@ -68,14 +70,18 @@ fn batch_norm_gradient<'g>(p: &Backprop<'_, 'g>) -> Gradients<'g> {
     let (x, weight) = (wide(p.inputs[0]), wide(p.inputs[1]));
     let (mean, scale) = (p.outputs[3], p.outputs[4]);
     let count = x.builder().size(places(x));
-    let normalised = (x - mean) * scale;
     let sums = p.gradients[0].map(wide).map(|dy| {
         let axes = batch_axes(dy);
-        (dy, dy.sum(&axes), (dy * normalised).sum(&axes))
+        (dy, dy.sum(&axes), (dy * (x - mean)).sum(&axes) * scale)
     });
-    let of_y = sums.map(|(dy, sum, along)| (dy - sum / count - normalised * (along / count)) * (weight * scale));
+    // (dy - sum / count - (x - mean) * scale * along / count) * scale * weight, what depends on the channel alone first.
+    let of_y = sums.map(|(dy, sum, along)| {
+        let of_dy = weight * scale;
+        let of_x = of_dy * scale * (along / -count);
+        dy * of_dy + (x * of_x - (of_dy * (sum / count) + mean * of_x))
+    });
     let of_mean = p.gradients[3].map(|g| g / count);
-    let of_scale = p.gradients[4].map(|g| normalised * (g * scale * scale / -count));
+    let of_scale = p.gradients[4].map(|g| (x - mean) * (g * scale * scale * scale / -count));
     let dx = [of_y, of_mean, of_scale].into_iter().flatten().reduce(|a, b| a + b);
     let dx = dx.map(|dx| dx.broadcast(x.shape()).cast(p.inputs[0].dtype()));
     let like = |sum: Tensor<'g>, operand: Tensor<'g>| sum.reshape(operand.shape()).cast(operand.dtype());

@@ -28,7 +28,7 @@ pub enum Spread {
 }
 
 /// What an instruction does.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Code {
     /// The same number everywhere.
     Constant(f64),
@@ -142,7 +142,18 @@ pub fn emit(graph: &Graph, partition: &Partition, index: usize) -> Fused {
 }
 
 impl Emitter<'_> {
+    /// The register of an instruction, of one that does the same if there is one: values that units compute again meet
+    /// here in one unit.
     fn push(&mut self, code: Code, spread: Spread, dtype: DType, node: Node) -> Reg {
+        // 0 and -0 are equal, but not the same.
+        let same_code = |other: &Code| match (other, &code) {
+            (Code::Constant(a), Code::Constant(b)) => a.to_bits() == b.to_bits(),
+            (a, b) => a == b,
+        };
+        let same = |i: &Instruction| same_code(&i.code) && i.spread == spread && i.dtype == dtype;
+        if let Some(reg) = self.fused.instructions.iter().position(same) {
+            return reg;
+        }
         self.fused.instructions.push(Instruction { code, spread, dtype, node });
         self.fused.instructions.len() - 1
     }

@@ -1,7 +1,7 @@
 //! Where every stored value lives: in the buffer of an input or at an offset of the one arena.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::graph::{Graph, Value};
 use crate::lower::access::{Strided, resolve};
@@ -71,6 +71,14 @@ pub fn lifetimes(graph: &Graph, partition: &Partition, schedule: &Schedule) -> (
     let mut last_use: HashMap<Value, usize> = HashMap::new();
     for (step, windows) in read.iter().enumerate() {
         last_use.extend(windows.iter().map(|w| (w.root, step)));
+    }
+    // What has run once is read again when the program runs again.
+    let made_once: HashSet<Value> =
+        schedule.order[..schedule.once].iter().flat_map(|unit| writes(graph, partition, *unit)).collect();
+    for (value, last) in &mut last_use {
+        if *last >= schedule.once && made_once.contains(value) {
+            *last = steps;
+        }
     }
     let stored = |v: Value| partition.stored[v.index()];
     let results = graph.outputs.iter().map(|(_, v)| *v).chain(schedule.copied.iter().map(|(_, v)| *v));

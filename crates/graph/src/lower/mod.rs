@@ -6,6 +6,7 @@ pub mod fuse;
 pub mod fused;
 pub mod isolate;
 pub mod memory;
+pub mod once;
 pub mod schedule;
 
 use crate::graph::{Graph, Node, Value};
@@ -67,6 +68,9 @@ pub struct Program {
     pub graph: Graph,
     /// What runs, in order.
     pub steps: Vec<Step>,
+    /// How many of the steps, the first, depend on weights alone: their results stay, and they need not run again until
+    /// somebody else writes the weights or uses the arena.
+    pub once: usize,
     /// The place of each value, by value index; `None` for values without a buffer.
     pub places: Vec<Option<Place>>,
     /// The buffers of the arena.
@@ -80,6 +84,12 @@ impl Program {
     pub fn place(&self, value: Value) -> Option<Place> {
         let stored = |v: Value| self.places[v.index()].is_some();
         self.places[resolve(&self.graph, value, &stored)?.root.index()]
+    }
+
+    /// Whether a stored value changes only when somebody writes the weights.
+    pub fn is_fixed(&self, value: Value) -> bool {
+        let made_once = |step: &Step| step.writes.contains(&value);
+        once::fixed_inputs(&self.graph)[value.index()] || self.steps[..self.once].iter().any(made_once)
     }
 
     /// The bytes of the arena in use during each step.
@@ -127,5 +137,12 @@ pub fn lower(mut graph: Graph, fuse: bool) -> Program {
         let work = Work::Copy { source: window(*new), target: *input };
         steps.push(Step { work, nodes: Vec::new(), writes: vec![*input] });
     }
-    Program { steps, places: memory.places, buffers: memory.buffers, arena_bytes: memory.arena_bytes, graph }
+    Program {
+        steps,
+        once: schedule.once,
+        places: memory.places,
+        buffers: memory.buffers,
+        arena_bytes: memory.arena_bytes,
+        graph,
+    }
 }

@@ -6,11 +6,14 @@ use std::collections::{BinaryHeap, HashMap};
 use crate::graph::{Graph, Value};
 use crate::lower::access::{Strided, resolve};
 use crate::lower::fuse::Partition;
+use crate::lower::once;
 
 /// Units in the order they run, and what happens to updated inputs.
 pub struct Schedule {
     /// Unit numbers.
     pub order: Vec<usize>,
+    /// How many of them, the first, need to run only once.
+    pub once: usize,
     /// Values that are computed right into the buffer of the input they update.
     pub in_place: HashMap<Value, Value>,
     /// Updates that are copied when everything else has run: (input, new value).
@@ -80,8 +83,9 @@ pub fn schedule(graph: &Graph, partition: &Partition) -> Schedule {
             _ => copied.push((*input, root)),
         }
     }
-    let key = |unit: usize| partition.units[unit].nodes.last().map_or(0, |n| n.index());
-    let mut ready: BinaryHeap<Reverse<(usize, usize)>> =
+    let once = once::units(graph, partition);
+    let key = |unit: usize| (!once[unit], partition.units[unit].nodes.last().map_or(0, |n| n.index()));
+    let mut ready: BinaryHeap<Reverse<((bool, usize), usize)>> =
         (0..count).filter(|u| waits[*u] == 0).map(|u| Reverse((key(u), u))).collect();
     let mut order = Vec::with_capacity(count);
     while let Some(Reverse((_, unit))) = ready.pop() {
@@ -94,7 +98,8 @@ pub fn schedule(graph: &Graph, partition: &Partition) -> Schedule {
         }
     }
     assert_eq!(order.len(), count, "the units of a partition have no cycle");
-    Schedule { order, in_place, copied, read }
+    let once = order.iter().take_while(|unit| once[**unit]).count();
+    Schedule { order, once, in_place, copied, read }
 }
 
 /// Whether any of `readers` needs a result of `writer`.

@@ -49,7 +49,8 @@ pub fn bf16_weights(graph: &Graph) -> Result<Graph, Diagnostic> {
 
 /// `graph` with its products in bf16. It may be a model alone or have gradients and an optimizer already.
 ///
-/// Each value is converted once. Gradients of parameters keep their f32 results: products in [`Phase::Backward`] on which
+/// Each value is converted once, but for masters that are the right operands of matrix products, which round them as they
+/// read them. Gradients of parameters keep their f32 results: products in [`Phase::Backward`] on which
 /// no further product there depends, which is also true of what flows into the first layer's embedding. So do products that
 /// are results of the graph and nothing else, such as logits to choose from. Products of the optimizer stay f32 throughout.
 ///
@@ -86,6 +87,7 @@ pub fn mixed_bf16(graph: &Graph) -> Result<Graph, Diagnostic> {
             .iter()
             .enumerate()
             .map(|(i, t)| match &op {
+                Op::Dot(_) if i == 1 && is_master(*t) => *t,
                 _ if may_be_narrow(&data.op, i) => narrow.of(*t, MAX_VIEWS),
                 // What a product is added to has its type.
                 Op::Dot(dot) => t.cast(dot.dtype),
@@ -125,6 +127,16 @@ fn may_be_narrow(product: &Op, i: usize) -> bool {
         Op::Dot(_) => i < 2,
         Op::Composite(Composite { def, attrs }) => def.operands_with(attrs).nth(i).is_some_and(|o| o.dtype.is_none()),
         _ => true,
+    }
+}
+
+/// Whether `tensor` is a parameter in f32, or a window on one.
+fn is_master(tensor: Tensor<'_>) -> bool {
+    let made = Made::of(tensor);
+    match made.op {
+        Op::Source(Source::Input { role: Role::Parameter, .. }) => tensor.dtype() == DType::F32,
+        Op::View(View::Reshape(_) | View::Transpose(_) | View::Slice { .. }) => is_master(made.operands[0]),
+        _ => false,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::dim::Dim;
 use crate::elementwise::{Binary, Unary};
 use crate::graph::Graph;
 use crate::op::{Axes, Op, Reduce, ReduceOp, Source, View};
-use crate::passes::rules::{Made, Rule, apply, lossless, splat};
+use crate::passes::rules::{Made, Rule, apply, lossless, rounded, splat};
 use crate::tensor::Tensor;
 use crate::types::DType;
 
@@ -101,6 +101,19 @@ pub static RULES: &[Rule] = &[
     Rule {
         equation: "select(!c, a, b) = select(c, b, a)",
         apply: |m| selection(m).and_then(|(c, a, b)| Some(Made::of(c).unary(Unary::Not)?.select(b, a))),
+    },
+    Rule {
+        equation: "select(c, cast(a), k) = cast(select(c, a, k)) where the cast loses nothing and k is of its operand's type",
+        apply: |m| {
+            let (c, a, k) = selection(m)?;
+            let wide = Made::of(a);
+            let Op::Cast(_) = wide.op else { return None };
+            let narrow = wide.operands[0];
+            let number = splat(k)?;
+            let fits = lossless(narrow.dtype(), a.dtype()) && rounded(narrow.dtype(), number) == number;
+            (fits && narrow.dtype().size() < a.dtype().size() && narrow.dtype().is_float())
+                .then(|| c.select(narrow, narrow.filled_like(number)).cast(a.dtype()))
+        },
     },
     // Conversions.
     Rule {

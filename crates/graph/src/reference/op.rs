@@ -29,7 +29,13 @@ pub(super) fn evaluate(op: &Op, x: &[&Array], precision: Precision) -> Result<Ar
         }
         Op::Reduce(reduce) => self::reduce(reduce, x[0]).rounded(precision),
         Op::View(view) => self::view(view, x),
-        Op::Dot(dot) => self::dot(dot, x[0], x[1], x.get(2).copied()).rounded(precision),
+        Op::Dot(dot) => {
+            let narrow = [x[0], x[1]].map(|x| x.dtype).contains(&DType::BF16);
+            let operand = |x: &Array| {
+                if narrow { Array { dtype: DType::BF16, ..x.clone() }.rounded(precision) } else { x.clone() }
+            };
+            self::dot(dot, &operand(x[0]), &operand(x[1]), x.get(2).copied()).rounded(precision)
+        }
         Op::Conv(conv) => window::conv(conv, x[0], x[1]).rounded(precision),
         Op::Pool(pool) => window::pool(pool, x).rounded(precision),
         Op::Gather(gather) => index::gather(gather, x[0], x[1])?,

@@ -29,6 +29,8 @@ fn products() -> Vec<Sample> {
         let bf16 = || vec![Operand::float(a).of(DType::BF16), Operand::float(b).of(DType::BF16)];
         all.push(Sample::one(format!("matmul/{name}/bf16"), bf16(), move |_, x| x[0].dot(x[1], spec(DType::BF16))));
         all.push(Sample::one(format!("matmul/{name}/bf16/wide"), bf16(), move |_, x| x[0].dot(x[1], spec(DType::F32))));
+        let mixed = vec![Operand::float(a).of(DType::BF16), Operand::float(b)];
+        all.push(Sample::one(format!("matmul/{name}/mixed"), mixed, move |_, x| x[0].dot(x[1], spec(DType::BF16))));
         let stack = vec![Operand::float([2, 3, a[0], a[1]]), Operand::float([2, 3, b[0], b[1]])];
         all.push(Sample::one(format!("matmul/{name}/stack"), stack, move |_, x| x[0].dot(x[1], spec(DType::F32))));
     }

@@ -4,13 +4,14 @@
 //! from the sizes alone, so every sum has one order.
 
 use super::forward::hide_tile;
+use super::products::{Panels, Product, Products, RowsOfA};
 use super::tiles::{KEYS, QUERIES, Rows, clear};
 use super::{Attention, Operands, Sizes, rows_view};
-use crate::isa::Cpu;
-use crate::kernels::exp::exp;
-use crate::kernels::product::Product;
+use crate::gemm::bf16::Lowest;
+use crate::isa::{Cpu, Isa};
+use crate::kernels::exp::exp_from;
 use crate::kernels::view::{DType, Scratch, View, ViewMut, piece, scratch_bytes};
-use crate::simd::{LANES, Lanes, Task};
+use crate::simd::{Float, LANES, Lanes, Task};
 use std::ops::Range;
 
 /// Tasks worth having, if there are queries enough.
@@ -18,9 +19,9 @@ const TASKS: usize = 16;
 /// Tiles of queries in a part at least.
 const PART_TILES: usize = 4;
 
-/// The bytes of scratch that [`attention_gradient`] needs on a pool of `threads`.
-pub fn attention_gradient_scratch_bytes(sizes: &Sizes, threads: usize) -> usize {
-    let layout = Layout::new(sizes);
+/// The bytes of scratch that [`attention_gradient`] needs on a pool of `threads` with instruction set `isa`.
+pub fn attention_gradient_scratch_bytes(sizes: &Sizes, isa: Isa, threads: usize) -> usize {
+    let layout = Layout::new(sizes, isa);
     scratch_bytes(layout.shared(), layout.each(), threads)
 }
 
@@ -28,6 +29,7 @@ pub fn attention_gradient_scratch_bytes(sizes: &Sizes, threads: usize) -> usize 
 #[derive(Clone, Copy)]
 struct Layout {
     sizes: Sizes,
+    products: Products,
     /// The size of a head in whole vectors.
     padded: usize,
     /// Tiles of queries of all query heads that use a key head.
@@ -37,10 +39,10 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(sizes: &Sizes) -> Layout {
+    fn new(sizes: &Sizes, isa: Isa) -> Layout {
         let tiles = sizes.h.checked_div(sizes.g).unwrap_or(0) * sizes.t.div_ceil(QUERIES);
         let parts = TASKS.div_ceil((sizes.b * sizes.g).max(1)).min(tiles / PART_TILES).max(1);
-        Layout { sizes: *sizes, padded: sizes.d.next_multiple_of(LANES), tiles, parts }
+        Layout { sizes: *sizes, products: sizes.products(isa), padded: sizes.d.next_multiple_of(LANES), tiles, parts }
     }
 
     /// The tiles of a part.
@@ -63,12 +65,39 @@ impl Layout {
         piece::<f32>(self.sums())
     }
 
+    /// Lanes of all keys of a key head as rows, and as panels of each tile of keys.
+    fn key_lanes(&self) -> [usize; 2] {
+        let Sizes { s, d, .. } = self.sizes;
+        [s * self.products.lanes(d), s.div_ceil(KEYS) * self.products.panel_lanes(KEYS, d)]
+    }
+
+    /// Lanes of a tile of queries as columns, and as rows, of a B.
+    fn query_lanes(&self) -> [usize; 2] {
+        let d = self.sizes.d;
+        [self.products.panel_lanes(d, QUERIES), self.products.panel_lanes(QUERIES, d)]
+    }
+
+    /// Lanes of a tile of rounded weights, turned or not.
+    fn turned_lanes(&self) -> usize {
+        QUERIES.max(KEYS) * self.products.lanes(QUERIES.max(KEYS))
+    }
+
     /// Bytes of one worker.
     fn each(&self) -> usize {
-        4 * piece::<f32>(self.keys())
-            + 2 * piece::<f32>(self.sizes.d * QUERIES)
-            + 3 * piece::<f32>(QUERIES * self.padded)
+        let ([key, keys], [column, row]) = (self.key_lanes(), self.query_lanes());
+        let rounded = if self.products.rounds() {
+            2 * piece::<u16>(QUERIES * KEYS) + 2 * piece::<u32>(self.turned_lanes())
+        } else {
+            0
+        };
+        2 * piece::<u32>(key)
+            + piece::<u32>(keys)
+            + 2 * piece::<f32>(self.keys())
+            + 2 * piece::<u32>(column)
+            + 2 * piece::<u32>(row)
+            + piece::<f32>(QUERIES * self.padded)
             + 2 * piece::<f32>(QUERIES * KEYS)
+            + rounded
             + 2 * piece::<f32>(QUERIES)
     }
 }
@@ -95,7 +124,8 @@ pub struct Gradients<'a> {
     pub value: ViewMut<'a>,
 }
 
-/// The gradients of query, key and value of [`super::attention`] with these settings. Sums over keys are chains in
+/// The gradients of query, key and value of [`super::attention`] with these settings. Products are those of
+/// [`crate::gemm`]; with bf16 operands weights and their gradients are rounded to bf16 for them, weights below about 2^-40 to 0. Sums over keys are chains in
 /// ascending order, and so are sums over the queries of a part, heads of a group one after the other; the sums of the
 /// parts are added in ascending order.
 ///
@@ -110,7 +140,7 @@ pub fn attention_gradient(
     scratch_memory: &mut [u8],
 ) {
     let sizes = operands.sizes();
-    let Sizes { b, t, h, s, g, d } = sizes;
+    let Sizes { b, t, h, s, g, d, .. } = sizes;
     for (name, view, shape) in [
         ("out", &results.out, [b, t, h, d]),
         ("out_gradient", &results.out_gradient, [b, t, h, d]),
@@ -126,7 +156,7 @@ pub fn attention_gradient(
         "attention gradient: log_sum_exp is {:?}, not f32[{b}, {h}, {t}]",
         log_sum_exp.shape()
     );
-    let layout = Layout::new(&sizes);
+    let layout = Layout::new(&sizes, cpu.isa());
     let scratch = Scratch::new(scratch_memory, layout.shared(), layout.each(), cpu.pool.threads());
     let context = &Context { spec, operands, results, gradients, layout, scratch };
     cpu.pool.run(b * g * layout.parts, |task, worker| {
@@ -199,23 +229,42 @@ impl Task for Part<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let Context { spec, operands, results, gradients, layout, scratch } = self.context;
-        let Layout { sizes: Sizes { t, h, s, g, d, .. }, padded, parts, .. } = *layout;
+        let Layout { sizes: Sizes { t, h, s, g, d, .. }, products, padded, parts, .. } = *layout;
         let (batch, key_head) = (self.batch, self.key_head);
         let query_tiles = t.div_ceil(QUERIES);
         let mut pieces = scratch.worker(self.worker);
-        let [keys, values, dkeys, dvalues] = [(); 4].map(|()| pieces.take::<f32>(layout.keys()));
-        let [query_columns, dout_columns] = [(); 2].map(|()| pieces.take::<f32>(d * QUERIES));
-        let [query, dout, dquery] = [(); 3].map(|()| pieces.take::<f32>(QUERIES * padded));
+        let ([key_lanes, key_panels], [column_lanes, row_lanes]) = (layout.key_lanes(), layout.query_lanes());
+        let [keys, values] = [(); 2].map(|()| pieces.take::<u32>(key_lanes));
+        let panels = pieces.take::<u32>(key_panels);
+        let [dkeys, dvalues] = [(); 2].map(|()| pieces.take::<f32>(layout.keys()));
+        let [query_columns, dout_columns] = [(); 2].map(|()| pieces.take::<u32>(column_lanes));
+        let [query_panels, dout_panels] = [(); 2].map(|()| pieces.take::<u32>(row_lanes));
+        let dquery = pieces.take::<f32>(QUERIES * padded);
         let [weights, dweights] = [(); 2].map(|()| pieces.take::<f32>(QUERIES * KEYS));
+        let ([rounded, drounded], [packed, turned]) = if products.rounds() {
+            (
+                [(); 2].map(|()| pieces.take::<u16>(QUERIES * KEYS).cast::<u8>()),
+                [(); 2].map(|()| pieces.take::<u32>(layout.turned_lanes())),
+            )
+        } else {
+            ([weights.cast(), dweights.cast()], [std::ptr::null_mut(); 2])
+        };
         let [log_sum, product] = [(); 2].map(|()| pieces.take::<f32>(QUERIES));
         let [dkeys, dvalues] =
             if parts == 1 { [dkeys, dvalues] } else { self.context.sums(batch, key_head, self.part) };
+        let key_panel = |from: usize| panels.wrapping_add(from / KEYS * products.panel_lanes(KEYS, d));
         // SAFETY: the pieces belong to this worker, the sums to this part; they have these sizes and do not overlap. Keys
         // below `s` and queries below `t` exist; this task alone writes the gradients of its queries, and of its keys
         // where it is the only part.
         unsafe {
-            Rows::of(&operands.key, batch, 0, key_head).copy::<V>(s, 1.0, keys);
-            Rows::of(&operands.value, batch, 0, key_head).copy::<V>(s, 1.0, values);
+            let key_rows = |from| Rows::of(&operands.key, batch, from, key_head);
+            let keys = products.rows(&key_rows(0).columns(s), keys);
+            let values = products.rows(&Rows::of(&operands.value, batch, 0, key_head).columns(s), values);
+            let mut low = Lowest::NONE;
+            for from in (0..s).step_by(KEYS) {
+                let tile = products.panels(&key_rows(from).rows((s - from).min(KEYS)), key_panel(from));
+                low = low.and(tile.low);
+            }
             clear(dkeys, layout.keys());
             clear(dvalues, layout.keys());
             for tile in layout.part(self.part) {
@@ -229,10 +278,10 @@ impl Task for Part<'_> {
                 let query_rows = Rows::of(&operands.query, batch, first, head);
                 let dout_rows = Rows::of(&results.out_gradient, batch, first, head);
                 let out_rows = Rows::of(&results.out, batch, first, head);
-                query_rows.copy::<V>(queries, 1.0, query);
-                dout_rows.copy::<V>(queries, 1.0, dout);
-                query_rows.copy_transposed::<V>(queries, width, spec.scale, query_columns);
-                dout_rows.copy_transposed::<V>(queries, width, 1.0, dout_columns);
+                let query = products.panels(&query_rows.rows(queries), query_panels);
+                let dout = products.panels(&dout_rows.rows(queries), dout_panels);
+                let query_columns = products.panels(&query_rows.columns(queries), query_columns);
+                let dout_columns = products.panels(&dout_rows.columns(queries), dout_columns);
                 for i in 0..width {
                     let (dot, sum) = if i < queries {
                         (dout_rows.dot::<V>(&out_rows, i), self.context.log_sum_exp(batch, head, first + i))
@@ -243,68 +292,82 @@ impl Task for Part<'_> {
                     *log_sum.add(i) = sum;
                 }
                 clear(dquery, queries * padded);
+                if queries < width {
+                    clear(weights, KEYS * width);
+                    clear(dweights, KEYS * width);
+                }
                 for from in (start..end).step_by(KEYS) {
                     let count = (end - from).min(KEYS);
-                    let (key, value) = (keys.add(from * padded), values.add(from * padded));
-                    let scores = Product {
-                        a: key,
-                        a_row: padded,
-                        a_column: 1,
-                        b: query_columns,
-                        b_row: width,
-                        c: weights,
-                        c_row: width,
-                        m: count,
-                        n: width,
-                        k: d,
-                        accumulate: false,
+                    let scores = |a: RowsOfA, b: Panels, c: *mut f32| {
+                        products.run(Product {
+                            a: a.skip(from),
+                            b,
+                            c,
+                            c_row: width,
+                            m: count,
+                            n: queries,
+                            k: d,
+                            accumulate: false,
+                        })
                     };
-                    scores.run::<V>();
-                    Product { a: value, b: dout_columns, c: dweights, ..scores }.run::<V>();
+                    scores(keys, query_columns, weights);
+                    scores(values, dout_columns, dweights);
                     hide_tile(spec, &operands.mask, batch, s, weights, first, queries, width, from, count);
-                    for at in (0..width).step_by(LANES) {
-                        let (log_sum, product) = (V::load(log_sum.add(at)), V::load(product.add(at)));
-                        for place in (0..count).map(|key| key * width + at) {
-                            let weight = exp(V::load(weights.add(place)).sub(log_sum));
-                            let dweight = V::load(dweights.add(place)).sub(product);
-                            weight.store(weights.add(place));
-                            weight.mul(dweight).store(dweights.add(place));
-                        }
+                    let tiles = [weights, dweights].map(|tile| tile.cast_const());
+                    let terms = Terms { scale: spec.scale, least: products.least(), log_sum, product };
+                    if products.rounds() {
+                        terms.weigh::<V, u16>(tiles, [rounded.cast(), drounded.cast()], count, width);
+                    } else {
+                        terms.weigh::<V, f32>(tiles, [weights, dweights], count, width);
                     }
-                    let dvalue = Product {
-                        a: weights,
-                        a_row: width,
-                        a_column: 1,
-                        b: dout,
-                        b_row: padded,
-                        c: dvalues.add(from * padded),
-                        c_row: padded,
-                        m: count,
-                        n: padded,
-                        k: queries,
-                        accumulate: true,
+                    let size = [count, queries];
+                    let gradient = |a: RowsOfA, b: Panels, c: *mut f32, m: usize, k: usize| {
+                        products.run(Product { a, b, c, c_row: padded, m, n: d, k, accumulate: true })
                     };
-                    dvalue.run::<V>();
-                    Product { a: dweights, b: query, c: dkeys.add(from * padded), ..dvalue }.run::<V>();
-                    Product {
-                        a: dweights,
-                        a_row: 1,
-                        a_column: width,
-                        b: key,
-                        b_row: padded,
-                        c: dquery,
-                        c_row: padded,
-                        m: queries,
-                        n: padded,
-                        k: count,
-                        accumulate: true,
-                    }
-                    .run::<V>();
+                    let (dkey, dvalue) = (dkeys.add(from * padded), dvalues.add(from * padded));
+                    gradient(products.weights(rounded, size, width, packed), dout, dvalue, count, queries);
+                    gradient(products.weights(drounded, size, width, packed), query, dkey, count, queries);
+                    let key = Panels { ptr: key_panel(from), lanes: products.lanes((s - from).min(KEYS)), low };
+                    gradient(products.turned(drounded, size, width, turned), key, dquery, queries, count);
                 }
                 Rows::to(&gradients.query, batch, first, head).write::<V>(queries, dquery, |_| spec.scale);
             }
             if parts == 1 {
                 self.context.write::<V>(batch, key_head, [dkeys, dvalues]);
+            }
+        }
+    }
+}
+
+/// What turns scores into weights and the gradients of weights into those of scores.
+struct Terms {
+    scale: f32,
+    least: f32,
+    /// Of each query.
+    log_sum: *const f32,
+    /// Of each query: its output times the output's gradient.
+    product: *const f32,
+}
+
+impl Terms {
+    /// From scores and gradients of weights, `[keys][width]` each, to weights and gradients of scores, which may take
+    /// their places.
+    ///
+    /// # Safety
+    /// All exist, and the results are this thread's.
+    #[inline(always)]
+    unsafe fn weigh<V: Lanes, T: Float>(&self, from: [*const f32; 2], to: [*mut T; 2], keys: usize, width: usize) {
+        let (scale, least) = (V::splat(self.scale), V::splat(self.least));
+        for at in (0..width).step_by(LANES) {
+            // SAFETY: as the caller says.
+            unsafe {
+                let (log_sum, product) = (V::load(self.log_sum.add(at)), V::load(self.product.add(at)));
+                for place in (0..keys).map(|key| key * width + at) {
+                    let weight = exp_from(V::load(from[0].add(place)).mul(scale).sub(log_sum), least);
+                    let dweight = V::load(from[1].add(place)).sub(product);
+                    T::store(weight, to[0].add(place));
+                    T::store(weight.mul(dweight), to[1].add(place));
+                }
             }
         }
     }

@@ -1,33 +1,40 @@
 //! Attention forward, one task for each tile of queries of each head.
 
 use super::decode;
+use super::products::{Product, Products};
 use super::tiles::{KEYS, QUERIES, Rows, Running, clear, hide, softmax_step};
 use super::{Attention, Operands, Sizes, rows_view};
-use crate::isa::Cpu;
-use crate::kernels::product::Product;
+use crate::isa::{Cpu, Isa};
 use crate::kernels::view::{DType, Scratch, View, ViewMut, piece, scratch_bytes};
 use crate::simd::{LANES, Lanes, Task};
 
-/// The bytes of scratch that [`attention`] needs on a pool of `threads`.
-pub fn attention_scratch_bytes(sizes: &Sizes, threads: usize) -> usize {
-    let (shared, each) = if decode::applies(sizes) { decode::scratch(sizes) } else { (0, scratch(sizes)) };
+/// The bytes of scratch that [`attention`] needs on a pool of `threads` with instruction set `isa`.
+pub fn attention_scratch_bytes(sizes: &Sizes, isa: Isa, threads: usize) -> usize {
+    let (shared, each) = if decode::applies(sizes) { decode::scratch(sizes) } else { (0, scratch(sizes, isa)) };
     scratch_bytes(shared, each, threads)
 }
 
-fn scratch(sizes: &Sizes) -> usize {
-    let (d, padded) = (sizes.d, sizes.d.next_multiple_of(LANES));
-    piece::<f32>(d * QUERIES)
-        + 2 * piece::<f32>(KEYS * padded)
+fn scratch(sizes: &Sizes, isa: Isa) -> usize {
+    let (d, products) = (sizes.d, sizes.products(isa));
+    piece::<u32>(products.panel_lanes(d, QUERIES))
+        + piece::<u32>(KEYS * products.lanes(d))
+        + piece::<u32>(products.panel_lanes(KEYS, d))
         + piece::<f32>(KEYS * QUERIES)
-        + piece::<f32>(QUERIES * padded)
+        + if products.rounds() {
+            piece::<u16>(KEYS * QUERIES) + piece::<u32>(products.lanes(KEYS) * QUERIES)
+        } else {
+            0
+        }
+        + piece::<f32>(QUERIES * d.next_multiple_of(LANES))
         + 3 * piece::<f32>(QUERIES)
 }
 
 /// `softmax(scale * query key^T) value` into `out` (`[b, t, h, d]`, `f32` or `bf16`), and the logarithms of the
 /// softmax's sums into `log_sum_exp` (`f32[b, h, t]`, any strides). A query that sees no key gives 0 and minus infinity.
 ///
-/// Scores are chains over ascending `d`; keys are taken in tiles of 64 counted from key 0, sums over keys are chains in
-/// ascending order. With `t = 1` scores are sixteen chains over `d` and their sum, and keys are taken in blocks of 128,
+/// Products are those of [`crate::gemm`]: scores over ascending `d`, sums of values over ascending keys, in tiles of 64
+/// counted from key 0. With bf16 operands the weights are rounded to bf16 for this, those below about 2^-40 of the largest so far to 0.
+/// With `t = 1` scores are sixteen chains over `d` and their sum, and keys are taken in blocks of 128,
 /// which are combined in ascending order.
 ///
 /// # Panics
@@ -52,13 +59,13 @@ pub fn attention(
         return decode::run(cpu, spec, operands, &sizes, &mut out, &mut log_sum_exp, scratch_memory);
     }
     let threads = cpu.pool.threads();
-    let scratch = Scratch::new(scratch_memory, 0, scratch(&sizes), threads);
+    let scratch = Scratch::new(scratch_memory, 0, scratch(&sizes, cpu.isa()), threads);
     let tiles = t.div_ceil(QUERIES);
-    let (out, log_sum_exp) = (&out, &log_sum_exp);
+    let (out, log_sum_exp, products) = (&out, &log_sum_exp, sizes.products(cpu.isa()));
     cpu.pool.run(b * h * tiles, |task, worker| {
         let (entry, tile) = (task / tiles, tiles - 1 - task % tiles);
         let (batch, head) = (entry / h, entry % h);
-        cpu.vectorise(Tile { spec, operands, sizes, out, log_sum_exp, batch, head, tile, scratch, worker });
+        cpu.vectorise(Tile { spec, operands, sizes, products, out, log_sum_exp, batch, head, tile, scratch, worker });
     });
 }
 
@@ -67,6 +74,7 @@ struct Tile<'a> {
     spec: &'a Attention,
     operands: &'a Operands<'a>,
     sizes: Sizes,
+    products: Products,
     out: &'a ViewMut<'a>,
     log_sum_exp: &'a ViewMut<'a>,
     batch: usize,
@@ -81,6 +89,7 @@ impl Task for Tile<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
+        let Tile { spec, operands, products, .. } = self;
         let Sizes { t, h, s, g, d, .. } = self.sizes;
         let padded = d.next_multiple_of(LANES);
         let (batch, head, key_head) = (self.batch, self.head, self.head / (h / g));
@@ -88,25 +97,28 @@ impl Task for Tile<'_> {
         let queries = (t - first).min(QUERIES);
         let width = queries.next_multiple_of(LANES);
         let mut pieces = self.scratch.worker(self.worker);
-        let query = pieces.take::<f32>(d * QUERIES);
-        let key = pieces.take::<f32>(KEYS * padded);
-        let value = pieces.take::<f32>(KEYS * padded);
+        let query = pieces.take::<u32>(products.panel_lanes(d, QUERIES));
+        let key = pieces.take::<u32>(KEYS * products.lanes(d));
+        let value = pieces.take::<u32>(products.panel_lanes(KEYS, d));
         let scores = pieces.take::<f32>(KEYS * QUERIES);
+        let [rounded, turned] = if products.rounds() {
+            [pieces.take::<u16>(KEYS * QUERIES).cast(), pieces.take::<u32>(products.lanes(KEYS) * QUERIES)]
+        } else {
+            [scores.cast(), std::ptr::null_mut()]
+        };
         let sums = pieces.take::<f32>(QUERIES * padded);
         let [max, sum, correction] = [(); 3].map(|()| pieces.take::<f32>(QUERIES));
         let running = Running { max, sum, correction };
 
-        let start = self.spec.visible(first, s).0 / KEYS * KEYS;
-        let end = self.spec.visible(first + queries - 1, s).1;
+        let start = spec.visible(first, s).0 / KEYS * KEYS;
+        let end = spec.visible(first + queries - 1, s).1;
         // SAFETY: the pieces belong to this worker, have these sizes and do not overlap; rows `first..first + queries`
         // and keys below `s` exist, and this task alone writes the outputs of its queries of its head.
         unsafe {
-            Rows::of(&self.operands.query, batch, first, head).copy_transposed::<V>(
-                queries,
-                width,
-                self.spec.scale,
-                query,
-            );
+            let query = products.panels(&Rows::of(&operands.query, batch, first, head).columns(queries), query);
+            if queries < width {
+                clear(scores, KEYS * width);
+            }
             clear(sums, queries * padded);
             clear(sum, QUERIES);
             for at in (0..QUERIES).step_by(LANES) {
@@ -114,24 +126,17 @@ impl Task for Tile<'_> {
             }
             for from in (start..end).step_by(KEYS) {
                 let keys = (end - from).min(KEYS);
-                Rows::of(&self.operands.key, batch, from, key_head).copy::<V>(keys, 1.0, key);
-                Rows::of(&self.operands.value, batch, from, key_head).copy::<V>(keys, 1.0, value);
-                Product {
-                    a: key,
-                    a_row: padded,
-                    a_column: 1,
-                    b: query,
-                    b_row: width,
-                    c: scores,
-                    c_row: width,
-                    m: keys,
-                    n: width,
-                    k: d,
-                    accumulate: false,
+                let key = products.rows_in_place(&Rows::of(&operands.key, batch, from, key_head).columns(keys), key);
+                let value = products.panels(&Rows::of(&operands.value, batch, from, key_head).rows(keys), value);
+                let (a, b, c) = (key, query, scores);
+                products.run(Product { a, b, c, c_row: width, m: keys, n: queries, k: d, accumulate: false });
+                hide_tile(spec, &operands.mask, batch, s, scores, first, queries, width, from, keys);
+                let (scale, least) = (spec.scale, products.least());
+                if products.rounds() {
+                    softmax_step::<V, u16>(scores, rounded.cast(), keys, width, scale, least, running);
+                } else {
+                    softmax_step::<V, f32>(scores, rounded.cast(), keys, width, scale, least, running);
                 }
-                .run::<V>();
-                hide_tile(self.spec, &self.operands.mask, batch, s, scores, first, queries, width, from, keys);
-                softmax_step::<V>(scores, keys, width, running);
                 for query in 0..queries {
                     let correction = *correction.add(query);
                     if correction != 1.0 {
@@ -141,20 +146,8 @@ impl Task for Tile<'_> {
                         }
                     }
                 }
-                Product {
-                    a: scores,
-                    a_row: 1,
-                    a_column: width,
-                    b: value,
-                    b_row: padded,
-                    c: sums,
-                    c_row: padded,
-                    m: queries,
-                    n: padded,
-                    k: keys,
-                    accumulate: true,
-                }
-                .run::<V>();
+                let (a, b, c) = (products.turned(rounded.cast(), [keys, queries], width, turned), value, sums);
+                products.run(Product { a, b, c, c_row: padded, m: queries, n: d, k: keys, accumulate: true });
             }
             Rows::to(self.out, batch, first, head).write::<V>(queries, sums, |query| {
                 let sum = *sum.add(query);
@@ -170,7 +163,7 @@ impl Task for Tile<'_> {
     }
 }
 
-/// Makes the scores `[keys][width]` that the settings or the mask hide minus infinity.
+/// Makes the scores `[keys][width]` that the settings or the mask hide [`Attention::hidden`].
 ///
 /// # Safety
 /// The scores are writable; the mask, if any, has the keys `from..from + keys`.
@@ -194,14 +187,14 @@ pub(super) unsafe fn hide_tile(
     unsafe {
         if !all {
             for query in 0..queries {
-                hide(scores.add(query), width, from, keys, spec.visible(first + query, s));
+                hide(scores.add(query), width, from, keys, spec.visible(first + query, s), spec.hidden());
             }
         }
         if let Some(mask) = mask {
             let strides = mask.strides();
             let seen = mask.ptr::<u8>().add(batch * strides[0] + from * strides[1]);
             for key in (0..keys).filter(|key| *seen.add(key * strides[1]) == 0) {
-                std::slice::from_raw_parts_mut(scores.add(key * width), width).fill(f32::NEG_INFINITY);
+                std::slice::from_raw_parts_mut(scores.add(key * width), width).fill(spec.hidden());
             }
         }
     }

@@ -6,12 +6,16 @@
 mod backward;
 mod decode;
 mod forward;
+mod products;
 mod tiles;
 
 pub use backward::{Gradients, Results, attention_gradient, attention_gradient_scratch_bytes};
 pub use forward::{attention, attention_scratch_bytes};
 
 use super::view::{DType, View};
+use crate::gemm::Float;
+use crate::isa::Isa;
+use products::Products;
 
 /// Which keys a query sees, and the factor of the scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,11 +26,16 @@ pub struct Attention {
     pub window: usize,
     /// The place of query 0 among the keys.
     pub position: i32,
-    /// The factor of the scores.
+    /// The factor of the scores; not 0.
     pub scale: f32,
 }
 
 impl Attention {
+    /// What becomes minus infinity times the factor: the score of a key that is not seen.
+    fn hidden(&self) -> f32 {
+        f32::NEG_INFINITY * self.scale.signum()
+    }
+
     /// The keys below `s` that query `i` sees, if the mask allows them, as a range. Both ends ascend with `i`.
     fn visible(&self, i: usize, s: usize) -> (usize, usize) {
         let clip = |j: i128| j.clamp(0, s as i128) as usize;
@@ -69,6 +78,14 @@ pub struct Sizes {
     pub g: usize,
     /// The size of a head.
     pub d: usize,
+    /// The element type of queries, keys and values: the arithmetic of the products.
+    pub dtype: DType,
+}
+
+impl Sizes {
+    fn products(&self, isa: Isa) -> Products {
+        Products::new(isa, if self.dtype == DType::F32 { Float::F32 } else { Float::Bf16 })
+    }
 }
 
 impl Operands<'_> {
@@ -80,7 +97,11 @@ impl Operands<'_> {
         let (&[b, t, h, d], &[_, s, g, _]) = (self.query.shape(), self.key.shape()) else {
             panic!("attention of query {:?} and key {:?}", self.query.shape(), self.key.shape());
         };
-        let sizes = Sizes { b, t, h, s, g, d };
+        let dtype = self.query.dtype();
+        for other in [&self.key, &self.value] {
+            assert!(other.dtype() == dtype, "attention of {dtype} and {}", other.dtype());
+        }
+        let sizes = Sizes { b, t, h, s, g, d, dtype };
         rows_view("query", &self.query, [b, t, h, d]);
         rows_view("key", &self.key, [b, s, g, d]);
         rows_view("value", &self.value, [b, s, g, d]);

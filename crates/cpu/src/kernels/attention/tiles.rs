@@ -1,6 +1,7 @@
 //! Tiles of rows on their way between operands and scratch, and the steps on tiles of scores.
 
-use crate::kernels::exp::exp;
+use crate::gemm::{self, pack::Source};
+use crate::kernels::exp::{exp, exp_from};
 use crate::kernels::view::{DType, View, ViewMut};
 use crate::simd::{Float, LANES, Lanes};
 
@@ -61,21 +62,16 @@ impl Rows {
         }
     }
 
-    /// Copies `n` rows times `scale` transposed to `to`, as `[d][width]` with zeros beyond `n`; `width` is a multiple
-    /// of 16.
-    ///
-    /// # Safety
-    /// The rows can be read and `to` has the room.
-    #[inline(always)]
-    pub(super) unsafe fn copy_transposed<V: Lanes>(&self, n: usize, width: usize, scale: f32, to: *mut f32) {
-        // SAFETY: as the caller says.
-        unsafe {
-            if self.is_f32() {
-                self.typed::<f32>().copy_transposed::<V>(n, width, scale, to);
-            } else {
-                self.typed::<u16>().copy_transposed::<V>(n, width, scale, to);
-            }
-        }
+    /// `n` rows as an operand to be packed, whose columns they are.
+    pub(super) fn columns(&self, n: usize) -> Source {
+        let dtype = if self.is_f32() { gemm::Float::F32 } else { gemm::Float::Bf16 };
+        Source { ptr: self.ptr, dtype, k: self.d, k_stride: 1, cols: n, col_stride: self.stride }
+    }
+
+    /// `n` rows as an operand to be packed.
+    pub(super) fn rows(&self, n: usize) -> Source {
+        let columns = self.columns(n);
+        Source { k: n, k_stride: self.stride, cols: self.d, col_stride: 1, ..columns }
     }
 
     /// The product of a row with the same row of `other`: sixteen chains, then their sum.
@@ -182,36 +178,6 @@ impl<T: Float> Typed<T> {
             }
         }
     }
-
-    #[inline(always)]
-    unsafe fn copy_transposed<V: Lanes>(&self, n: usize, width: usize, scale: f32, to: *mut f32) {
-        let scale = V::splat(scale);
-        for first in (0..width).step_by(LANES) {
-            let rows = n.saturating_sub(first).min(LANES);
-            for at in (0..self.d).step_by(LANES) {
-                let columns = (self.d - at).min(LANES);
-                let mut block = [V::splat(0.0); LANES];
-                // SAFETY: rows below n; row `at + j < d` of `to`, columns below `width`.
-                unsafe {
-                    if rows == LANES && columns == LANES {
-                        for (i, row) in block.iter_mut().enumerate() {
-                            *row = self.load_whole::<V>(first + i, at).mul(scale);
-                        }
-                        for (j, column) in V::transpose(block).into_iter().enumerate() {
-                            column.store(to.add((at + j) * width + first));
-                        }
-                    } else {
-                        for (i, row) in block.iter_mut().enumerate().take(rows) {
-                            *row = self.load::<V>(first + i, at).mul(scale);
-                        }
-                        for (j, column) in V::transpose(block).into_iter().enumerate().take(columns) {
-                            column.store(to.add((at + j) * width + first));
-                        }
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Sets `n` values to 0.
@@ -224,16 +190,23 @@ pub(super) unsafe fn clear(to: *mut f32, n: usize) {
     unsafe { std::ptr::write_bytes(to, 0, n) };
 }
 
-/// Makes keys `first..first + n` that `hidden` names minus infinity in a row, or column, of scores.
+/// Makes keys `first..first + n` outside of the range `hidden` in a row, or column, of scores.
 ///
 /// # Safety
 /// `n` values, `step` apart, are writable.
 #[inline(always)]
-pub(super) unsafe fn hide(scores: *mut f32, step: usize, first: usize, n: usize, (low, high): (usize, usize)) {
+pub(super) unsafe fn hide(
+    scores: *mut f32,
+    step: usize,
+    first: usize,
+    n: usize,
+    (low, high): (usize, usize),
+    hidden: f32,
+) {
     let (low, high) = (low.clamp(first, first + n) - first, high.clamp(first, first + n) - first);
     for key in (0..low).chain(high.max(low)..n) {
         // SAFETY: below n.
-        unsafe { *scores.add(key * step) = f32::NEG_INFINITY };
+        unsafe { *scores.add(key * step) = hidden };
     }
 }
 
@@ -248,20 +221,30 @@ pub(super) struct Running {
     pub correction: *mut f32,
 }
 
-/// One step of the streaming softmax: turns scores `[keys][width]` into weights `e^(score - max)` and moves the
-/// running values on.
+/// One step of the streaming softmax: turns scores `[keys][width]`, which are still to be multiplied with `scale`, into
+/// weights `e^(score - max)` at `weights` (which may be `scores`), 0 where the exponent is below `least`, and moves the running values
+/// on.
 ///
 /// # Safety
 /// All are writable for these sizes; `width` is a multiple of 16 and at most [`QUERIES`].
 #[inline(always)]
-pub(super) unsafe fn softmax_step<V: Lanes>(scores: *mut f32, keys: usize, width: usize, running: Running) {
+pub(super) unsafe fn softmax_step<V: Lanes, T: Float>(
+    scores: *const f32,
+    weights: *mut T,
+    keys: usize,
+    width: usize,
+    scale: f32,
+    least: f32,
+    running: Running,
+) {
+    let (scale, least) = (V::splat(scale), V::splat(least));
     for at in (0..width).step_by(LANES) {
         // SAFETY: columns below `width`, keys below `keys`.
         unsafe {
             let before = V::load(running.max.add(at));
             let mut max = before;
             for key in 0..keys {
-                max = V::load(scores.add(key * width + at)).max(max);
+                max = V::load(scores.add(key * width + at)).mul(scale).max(max);
             }
             max.store(running.max.add(at));
             // While a query has seen no key its maximum is minus infinity; weights relative to this are then 0, not NaN.
@@ -270,9 +253,9 @@ pub(super) unsafe fn softmax_step<V: Lanes>(scores: *mut f32, keys: usize, width
             correction.store(running.correction.add(at));
             let mut sum = V::load(running.sum.add(at)).mul(correction);
             for key in 0..keys {
-                let place = scores.add(key * width + at);
-                let weight = exp(V::load(place).sub(max));
-                weight.store(place);
+                let place = key * width + at;
+                let weight = exp_from(V::load(scores.add(place)).mul(scale).sub(max), least);
+                T::store(weight, weights.add(place));
                 sum = sum.add(weight);
             }
             sum.store(running.sum.add(at));

@@ -18,43 +18,49 @@ type Tap = (usize, usize);
 pub(super) fn scratch(spec: &Convolution) -> (usize, usize) {
     match spec.direction {
         Direction::Forward | Direction::InputGradient => {
-            (piece::<f32>(weights(spec)), piece::<Tap>(spec.geometry.taps()))
+            let turned = if spec.has_weights { 0 } else { piece::<f32>(weights(spec)) };
+            (turned, piece::<Tap>(spec.geometry.taps()))
         }
         Direction::WeightGradient => (0, piece::<f32>(spec.geometry.taps() * PARTS * LANES)),
     }
 }
 
-fn weights(spec: &Convolution) -> usize {
+/// Elements of the turned weights.
+pub(super) fn weights(spec: &Convolution) -> usize {
     spec.geometry.taps() * spec.channels.next_multiple_of(LANES)
 }
 
-/// `(input, weight) -> output`: sums over ascending window elements.
-pub(super) fn forward(cpu: &Cpu, spec: &Convolution, x: Pixels, w: Pixels, y: Pixels, scratch: Scratch<'_>) {
-    run_rows(cpu, spec, x, w, y, scratch);
-}
-
-/// `(output gradient, weight) -> input gradient`: sums over ascending windows.
-pub(super) fn input_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, w: Pixels, dx: Pixels, scratch: Scratch<'_>) {
-    run_rows(cpu, spec, dy, w, dx, scratch);
-}
-
-fn turn_weights(spec: &Convolution, w: Pixels, scratch: &Scratch<'_>) -> *const f32 {
+/// Writes the weights as the loops read them.
+///
+/// # Safety
+/// `to` has room for [`weights`].
+pub(super) unsafe fn turn_weights(spec: &Convolution, w: Pixels, to: *mut f32) {
     let (taps, padded) = (spec.geometry.taps(), spec.channels.next_multiple_of(LANES));
-    let to = scratch.shared().take::<f32>(weights(spec));
     for channel in 0..padded {
         for tap in 0..taps {
-            // SAFETY: inside the piece; weights are row-major, `[channels][taps]`.
+            // SAFETY: the caller's; weights are row-major, `[channels][taps]`.
             unsafe {
                 *to.add(tap * padded + channel) =
                     if channel < spec.channels { w.get(channel * taps + tap) } else { 0.0 }
             };
         }
     }
-    to
 }
 
-fn run_rows(cpu: &Cpu, spec: &Convolution, from: Pixels, w: Pixels, to: Pixels, scratch: Scratch<'_>) {
-    let weights = Pointer(turn_weights(spec, w, &scratch).cast_mut());
+/// `(input, turned weights) -> output`: sums over ascending window elements.
+pub(super) fn forward(cpu: &Cpu, spec: &Convolution, x: Pixels, weights: Pointer<u8>, y: Pixels, scratch: Scratch<'_>) {
+    run_rows(cpu, spec, x, Pointer(weights.get().cast()), y, scratch);
+}
+
+/// `(output gradient, weight) -> input gradient`: sums over ascending windows.
+pub(super) fn input_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, w: Pixels, dx: Pixels, scratch: Scratch<'_>) {
+    let turned = scratch.shared().take::<f32>(weights(spec));
+    // SAFETY: the piece has the room.
+    unsafe { turn_weights(spec, w, turned) };
+    run_rows(cpu, spec, dy, Pointer(turned), dx, scratch);
+}
+
+fn run_rows(cpu: &Cpu, spec: &Convolution, from: Pixels, weights: Pointer<f32>, to: Pixels, scratch: Scratch<'_>) {
     let sizes = match spec.direction {
         Direction::Forward => spec.geometry.output,
         Direction::InputGradient | Direction::WeightGradient => spec.geometry.input,

@@ -16,6 +16,8 @@ const BLOCK: usize = 512 * 1024;
 const SHARED: usize = 4 * 1024 * 1024;
 /// Rows that one task unfolds there.
 const ROWS: usize = 32;
+/// Rows that one task unfolds where there are few.
+const FEW_ROWS: usize = 8;
 
 /// Rows of an unfolded block with rows of `bytes`: whole register tiles.
 fn block_rows(bytes: usize) -> usize {
@@ -27,8 +29,12 @@ pub(super) fn scratch(spec: &Convolution, isa: Isa, threads: usize) -> (usize, u
     let dtype = float(spec.dtype);
     match spec.direction {
         Direction::Forward => {
-            let packed = piece::<u8>(packed_bytes(isa, dtype, spec.depth(), spec.group_filters));
-            (packed * spec.groups, blocks_scratch(spec, spec.depth(), spec.group_filters, spec.pixels(), isa))
+            let packed = if spec.has_weights { 0 } else { weights_bytes(spec, isa) };
+            if unfolds_once(spec) {
+                let product = gemm_scratch_bytes(&whole_product(spec), isa, threads);
+                return (packed + piece::<u8>(unfolded_bytes(spec)) + piece::<u8>(product), 0);
+            }
+            (packed, blocks_scratch(spec, spec.depth(), spec.group_filters, spec.pixels(), isa))
         }
         Direction::InputGradient => {
             let (mut packed, mut each) = (0, 0);
@@ -64,17 +70,60 @@ fn block_product(spec: &Convolution, m: usize, depth: usize, columns: usize, str
     GemmSpec { packed_b: true, ..GemmSpec::new(m, columns, depth, operand, operand, result) }
 }
 
-/// `(input, weight) -> output`.
-pub(super) fn forward(cpu: &Cpu, spec: &Convolution, x: Pixels, w: Pixels, y: Pixels, scratch: Scratch<'_>) {
-    let (depth, columns, size) = (spec.depth(), spec.group_filters, spec.dtype.size());
-    let bytes = piece::<u8>(packed_bytes(cpu.isa(), float(spec.dtype), depth, columns));
-    let packed = Pointer(scratch.shared().take::<u8>(bytes * spec.groups));
+/// Bytes of the packed weights.
+pub(super) fn weights_bytes(spec: &Convolution, isa: Isa) -> usize {
+    piece::<u8>(packed_bytes(isa, float(spec.dtype), spec.depth(), spec.group_filters)) * spec.groups
+}
+
+/// Packs the weights.
+///
+/// # Safety
+/// `packed` has room for [`weights_bytes`].
+pub(super) unsafe fn pack_weights(cpu: &Cpu, spec: &Convolution, w: Pixels, packed: *mut u8) {
+    let (depth, columns) = (spec.depth(), spec.group_filters);
+    let bytes = weights_bytes(spec, cpu.isa()) / spec.groups;
     let layout = Layout::row_major(float(spec.dtype), depth).transposed();
     for group in 0..spec.groups {
         // SAFETY: the filters of a group are `[columns][depth]`, and each has its piece to be packed into.
-        unsafe {
-            pack_b(cpu, &layout, depth, columns, w.bytes(group * columns * depth), packed.get().add(group * bytes))
-        };
+        unsafe { pack_b(cpu, &layout, depth, columns, w.bytes(group * columns * depth), packed.add(group * bytes)) };
+    }
+}
+
+/// Whether all windows are unfolded before one product: where there are few pixels, tasks share the filters, so that
+/// each weight is read once.
+fn unfolds_once(spec: &Convolution) -> bool {
+    spec.groups == 1 && spec.pixels() < spec.filters && unfolded_bytes(spec) <= SHARED
+}
+
+fn unfolded_bytes(spec: &Convolution) -> usize {
+    spec.pixels() * spec.depth() * spec.dtype.size()
+}
+
+fn whole_product(spec: &Convolution) -> GemmSpec {
+    block_product(spec, spec.pixels(), spec.depth(), spec.filters, spec.filters)
+}
+
+/// `(input, packed weights) -> output`.
+pub(super) fn forward(cpu: &Cpu, spec: &Convolution, x: Pixels, packed: Pointer<u8>, y: Pixels, scratch: Scratch<'_>) {
+    let (depth, columns, size) = (spec.depth(), spec.group_filters, spec.dtype.size());
+    let bytes = weights_bytes(spec, cpu.isa()) / spec.groups;
+    if unfolds_once(spec) {
+        let mut shared = scratch.shared();
+        if !spec.has_weights {
+            shared.take::<u8>(bytes);
+        }
+        let block = Pointer(shared.take::<u8>(unfolded_bytes(spec)));
+        let product = whole_product(spec);
+        let memory = shared.take::<u8>(gemm_scratch_bytes(&product, cpu.isa(), cpu.pool.threads()));
+        cpu.pool.run(spec.pixels().div_ceil(FEW_ROWS), |task, _| {
+            let first = task * FEW_ROWS;
+            let n = (spec.pixels() - first).min(FEW_ROWS);
+            // SAFETY: the pixels exist, and the tasks' rows of the block are apart.
+            unsafe { unfold(spec, &x, 0, first, n, block.get().add(first * depth * size)) };
+        });
+        // SAFETY: the pieces have these sizes; the output is row-major and a view of its own.
+        unsafe { gemm(cpu, &product, block.get(), packed.get(), y.bytes(0), memory, None) };
+        return;
     }
     let (rows, pixels) = (block_rows(depth * size), spec.pixels());
     cpu.pool.run(pixels.div_ceil(rows) * spec.groups, |task, worker| {
@@ -121,12 +170,16 @@ unsafe fn unfold(spec: &Convolution, x: &Pixels, group: usize, first: usize, n: 
                         let low = geometry.windows[2].low;
                         let before = low.saturating_sub(start).min(wide);
                         let end = (geometry.input[2] + low).saturating_sub(start).clamp(before, wide);
-                        std::ptr::write_bytes(to, 0, before * run);
+                        if before > 0 {
+                            std::ptr::write_bytes(to, 0, before * run);
+                        }
                         if end > before {
                             let from = x.bytes(x.offset(batch, [z, y, start + before - low]));
-                            std::ptr::copy_nonoverlapping(from, to.add(before * run), (end - before) * run);
+                            copy_run(from, to.add(before * run), (end - before) * run);
                         }
-                        std::ptr::write_bytes(to.add(end * run), 0, (wide - end) * run);
+                        if end < wide {
+                            std::ptr::write_bytes(to.add(end * run), 0, (wide - end) * run);
+                        }
                     }
                     Some((z, y)) => {
                         for w in 0..wide {
@@ -135,7 +188,7 @@ unsafe fn unfold(spec: &Convolution, x: &Pixels, group: usize, first: usize, n: 
                                 None => std::ptr::write_bytes(to, 0, run),
                                 Some(at) => {
                                     let from = x.offset(batch, [z, y, at]) + group * spec.group_channels;
-                                    std::ptr::copy_nonoverlapping(x.bytes(from), to, run);
+                                    copy_run(x.bytes(from), to, run);
                                 }
                             }
                         }
@@ -143,6 +196,36 @@ unsafe fn unfold(spec: &Convolution, x: &Pixels, group: usize, first: usize, n: 
                 }
                 to = to.add(wide * run);
             }
+        }
+    }
+}
+
+/// Copies `bytes` bytes. The short runs of images with few channels are not worth a call: two moves cover them, which
+/// overlap.
+///
+/// # Safety
+/// Both are there and apart.
+#[inline(always)]
+unsafe fn copy_run(from: *const u8, to: *mut u8, bytes: usize) {
+    /// # Safety
+    /// As above, for `2 N >= bytes >= N`.
+    #[inline(always)]
+    unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, bytes: usize) {
+        // SAFETY: the first and the last N bytes of both.
+        unsafe {
+            let first = from.cast::<[u8; N]>().read_unaligned();
+            let last = from.add(bytes - N).cast::<[u8; N]>().read_unaligned();
+            to.cast::<[u8; N]>().write_unaligned(first);
+            to.add(bytes - N).cast::<[u8; N]>().write_unaligned(last);
+        }
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        match bytes {
+            16..=31 => ends::<16>(from, to, bytes),
+            32..=63 => ends::<32>(from, to, bytes),
+            64..=128 => ends::<64>(from, to, bytes),
+            _ => std::ptr::copy_nonoverlapping(from, to, bytes),
         }
     }
 }
@@ -233,6 +316,16 @@ pub(super) fn input_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, w: Pixel
         cpu.pool.run(pixels.div_ceil(rows) * spec.groups, |task, worker| {
             let (first, group) = (task / spec.groups * rows, task % spec.groups);
             let m = (pixels - first).min(rows);
+            let run = columns * spec.result.size();
+            let to = |i: usize| {
+                let (n, pixel) = ((first + i) / each, (first + i) % each);
+                dx.bytes(dx.offset(n, class.pixel(geometry, pixel)) + group * columns)
+            };
+            if depth == 0 {
+                // SAFETY: this task alone writes the group's channels of its pixels, which no output reads.
+                (0..m).for_each(|i| unsafe { std::ptr::write_bytes(to(i), 0, run) });
+                return;
+            }
             let mut pieces = scratch.worker(worker);
             let block = pieces.take::<u8>(rows * depth * size);
             let result = pieces.take::<u8>(rows * columns * spec.result.size());
@@ -243,12 +336,7 @@ pub(super) fn input_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, w: Pixel
             unsafe {
                 fold_rows(spec, &dy, &class, group, first, m, block);
                 gemm(cpu, &product, block, packed.get().add(group * bytes), result, memory, None);
-                let run = columns * spec.result.size();
-                for i in 0..m {
-                    let (n, pixel) = ((first + i) / each, (first + i) % each);
-                    let to = dx.offset(n, class.pixel(geometry, pixel)) + group * columns;
-                    std::ptr::copy_nonoverlapping(result.add(i * run), dx.bytes(to), run);
-                }
+                (0..m).for_each(|i| std::ptr::copy_nonoverlapping(result.add(i * run), to(i), run));
             }
         });
     }

@@ -10,9 +10,9 @@ mod general;
 
 use super::view::{DType, View, ViewMut};
 use super::window::{Geometry, Pixels};
-use crate::gemm::{Float, GemmSpec, Layout, gemm, gemm_scratch_bytes};
+use crate::gemm::{Float, GemmSpec, Layout, gemm, gemm_scratch_bytes, pack_b, packed_bytes};
 use crate::isa::{Cpu, Isa};
-use crate::kernels::view::{Scratch, piece, scratch_bytes};
+use crate::kernels::view::{Pointer, Scratch, piece, scratch_bytes};
 use tenon_graph::op::{Direction, Window};
 
 /// A convolution: everything that its scratch memory depends on.
@@ -31,6 +31,38 @@ pub struct Convolution {
     result: DType,
     direction: Direction,
     rank: usize,
+    /// Whether it gets [`Weights`], and so has no scratch for them.
+    has_weights: bool,
+}
+
+/// The weights of a forward convolution in the form in which it reads them.
+#[derive(Clone, Copy)]
+pub struct Weights(Pointer<u8>);
+
+impl Weights {
+    /// Makes them at `to`.
+    ///
+    /// # Panics
+    /// If the weights do not fit the convolution.
+    ///
+    /// # Safety
+    /// `to` is aligned to a cache line and valid for [`Convolution::weights_bytes`], and nobody writes there as long as
+    /// these weights are used.
+    pub unsafe fn make(cpu: &Cpu, spec: &Convolution, weight: &View<'_>, to: *mut u8) -> Weights {
+        spec.check("the weight", weight, spec.dtype, Part::Weight);
+        let w = Pixels::of("the weight", weight);
+        // SAFETY: the caller's; the weights have been checked to be row-major of this shape.
+        unsafe {
+            if spec.is_pointwise() {
+                pack_b(cpu, &spec.product().b, spec.channels, spec.filters, w.bytes(0), to);
+            } else if spec.is_depthwise() {
+                depthwise::turn_weights(spec, w, to.cast());
+            } else {
+                general::pack_weights(cpu, spec, w, to);
+            }
+        }
+        Weights(Pointer(to))
+    }
 }
 
 impl Convolution {
@@ -66,6 +98,23 @@ impl Convolution {
             result,
             direction,
             rank,
+            has_weights: false,
+        }
+    }
+
+    /// The same, forward, for [`convolve_with`].
+    pub fn with_weights(self) -> Convolution {
+        Convolution { has_weights: true, ..self }
+    }
+
+    /// The bytes of its [`Weights`].
+    pub fn weights_bytes(&self, isa: Isa) -> usize {
+        if self.is_pointwise() {
+            packed_bytes(isa, float(self.dtype), self.channels, self.filters)
+        } else if self.is_depthwise() {
+            piece::<f32>(depthwise::weights(self))
+        } else {
+            general::weights_bytes(self, isa)
         }
     }
 
@@ -95,7 +144,8 @@ impl Convolution {
         let rows = |n| Layout::row_major(operand, n);
         match self.direction {
             Direction::Forward => {
-                GemmSpec::new(pixels, o, c, rows(c), rows(c).transposed(), Layout::row_major(result, o))
+                let spec = GemmSpec::new(pixels, o, c, rows(c), rows(c).transposed(), Layout::row_major(result, o));
+                GemmSpec { packed_b: self.has_weights, ..spec }
             }
             Direction::InputGradient => GemmSpec::new(pixels, c, o, rows(o), rows(c), Layout::row_major(result, c)),
             Direction::WeightGradient => {
@@ -176,21 +226,65 @@ pub fn convolve(
     let threads = cpu.pool.threads();
     let (shared, each) = spec.scratch(cpu.isa(), threads);
     let scratch = Scratch::new(scratch_memory, shared, each, threads);
-    if spec.is_pointwise() {
-        let product = spec.product();
-        let memory = scratch.shared().take::<u8>(gemm_scratch_bytes(&product, cpu.isa(), threads));
-        // SAFETY: the operands have been checked to be row-major of the shapes that the product is made from; the
-        // result is a view of its own, and the scratch of this size.
-        unsafe { gemm(cpu, &product, a.bytes().get(), b.bytes().get(), to.bytes().get(), memory, None) };
-        return;
-    }
     let [a, b, to] = [a, b, &**to].map(|view| Pixels::of("an operand of a convolution", view));
+    if spec.is_pointwise() {
+        return product(cpu, spec, a, b.bytes(0), to, scratch);
+    }
+    // Weights are made at the start of the shared scratch.
+    let made = |bytes: usize| Pointer(scratch.shared().take::<u8>(bytes));
     match (spec.is_depthwise(), spec.direction) {
-        (true, Direction::Forward) => depthwise::forward(cpu, spec, a, b, to, scratch),
+        (true, Direction::Forward) => {
+            let weights = made(spec.weights_bytes(cpu.isa()));
+            // SAFETY: there is room for them.
+            unsafe { depthwise::turn_weights(spec, b, weights.get().cast()) };
+            depthwise::forward(cpu, spec, a, weights, to, scratch);
+        }
         (true, Direction::InputGradient) => depthwise::input_gradient(cpu, spec, a, b, to, scratch),
         (true, Direction::WeightGradient) => depthwise::weight_gradient(cpu, spec, a, b, to, scratch),
-        (false, Direction::Forward) => general::forward(cpu, spec, a, b, to, scratch),
+        (false, Direction::Forward) => {
+            let weights = made(spec.weights_bytes(cpu.isa()));
+            // SAFETY: there is room for them.
+            unsafe { general::pack_weights(cpu, spec, b, weights.get()) };
+            general::forward(cpu, spec, a, weights, to, scratch);
+        }
         (false, Direction::InputGradient) => general::input_gradient(cpu, spec, a, b, to, scratch),
         (false, Direction::WeightGradient) => general::weight_gradient(cpu, spec, a, b, to, scratch),
     }
+}
+
+/// Computes a forward convolution as [`convolve`] does, with weights that were made before.
+///
+/// # Panics
+/// As [`convolve`], and if the convolution was not made [`Convolution::with_weights`].
+pub fn convolve_with(
+    cpu: &Cpu,
+    spec: &Convolution,
+    input: &View<'_>,
+    weights: &Weights,
+    to: &mut ViewMut<'_>,
+    scratch_memory: &mut [u8],
+) {
+    assert!(spec.has_weights && spec.direction == Direction::Forward, "a convolution that makes its weights itself");
+    spec.check("the input", input, spec.dtype, Part::Input);
+    spec.check("the result", to, spec.result, Part::Output);
+    let threads = cpu.pool.threads();
+    let (shared, each) = spec.scratch(cpu.isa(), threads);
+    let scratch = Scratch::new(scratch_memory, shared, each, threads);
+    let [x, y] = [input, &**to].map(|view| Pixels::of("an operand of a convolution", view));
+    if spec.is_pointwise() {
+        product(cpu, spec, x, weights.0.get(), y, scratch);
+    } else if spec.is_depthwise() {
+        depthwise::forward(cpu, spec, x, weights.0, y, scratch);
+    } else {
+        general::forward(cpu, spec, x, weights.0, y, scratch);
+    }
+}
+
+/// A pointwise convolution; `b` is the second operand, or the packed weights.
+fn product(cpu: &Cpu, spec: &Convolution, a: Pixels, b: *const u8, to: Pixels, scratch: Scratch<'_>) {
+    let product = spec.product();
+    let memory = scratch.shared().take::<u8>(gemm_scratch_bytes(&product, cpu.isa(), cpu.pool.threads()));
+    // SAFETY: the operands have been checked to be row-major of the shapes that the product is made from, or were packed
+    // for it; the result is a view of its own, and the scratch of this size.
+    unsafe { gemm(cpu, &product, a.bytes(0), b, to.bytes(0), memory, None) };
 }
