@@ -60,7 +60,7 @@ pub fn fetch(name: &str, tell: &mut dyn FnMut(&str, u64)) -> Result<PathBuf, Mod
     }
     let hub = Hub::new();
     let description = format!("{}/api/models/{name}/revision/{BRANCH}", hub.endpoint);
-    let description = match hub.get(&description, None) {
+    let description = match hub.ask(&description) {
         Ok(response) => json(response).map_err(|why| absent(name, &why))?,
         // What was downloaded before serves where there is no network now.
         Err(Refused::Unreachable(why)) => return known(&cache).ok_or_else(|| absent(name, &why)),
@@ -125,7 +125,7 @@ fn token() -> Option<String> {
 }
 
 fn is_hex(text: &str) -> bool {
-    (40..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
+    [40, 64].contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// What is said where a model cannot be had.
@@ -168,12 +168,34 @@ impl Hub {
         Hub { agent: config.build().into(), endpoint: endpoint.trim_end_matches('/').to_string(), token: token() }
     }
 
+    /// The answer of the hub, which may send elsewhere; what was renamed is followed.
+    fn ask(&self, url: &str) -> Result<Response<Body>, Refused> {
+        let mut response = self.get(url, None)?;
+        for _ in 0..MAX_REDIRECTS {
+            match self.redirect(&response).filter(|to| self.owns(to)) {
+                Some(to) => response = self.get(&to, None)?,
+                None => break,
+            }
+        }
+        Ok(response)
+    }
+
+    /// Where an answer sends.
+    fn redirect(&self, response: &Response<Body>) -> Option<String> {
+        let to = header(response, "location").filter(|_| response.status().is_redirection())?;
+        Some(if to.starts_with('/') { format!("{}{to}", self.endpoint) } else { to })
+    }
+
+    /// Whether an address is of the hub itself.
+    fn owns(&self, url: &str) -> bool {
+        url.strip_prefix(&self.endpoint).is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// The answer to a request, which may be a redirect; `from` is the first byte that is wanted. Only the hub itself sees
     /// the token.
     fn get(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, Refused> {
-        let own = url.strip_prefix(&self.endpoint).is_some_and(|rest| rest.starts_with('/'));
         let mut request = self.agent.get(url);
-        if let Some(token) = self.token.as_ref().filter(|_| own) {
+        if let Some(token) = self.token.as_ref().filter(|_| self.owns(url)) {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         if let Some(from) = from.filter(|from| *from > 0) {
@@ -208,11 +230,8 @@ impl Hub {
         }
         let failed = |why: String| ModelError::new(format!("{file} of {name} cannot be downloaded: {why}"));
         let url = format!("{}/{name}/resolve/{commit}/{file}", self.endpoint);
-        let mut response = self.get(&url, None).map_err(|refused| failed(refused.why()))?;
-        let header = |response: &Response<Body>, key: &str| {
-            response.headers().get(key).and_then(|value| value.to_str().ok()).map(str::to_string)
-        };
-        // The first answer has the checksum, wherever the file itself comes from.
+        let mut response = self.ask(&url).map_err(|refused| failed(refused.why()))?;
+        // The hub's answer has the checksum, wherever the file itself comes from.
         let given = header(&response, "x-linked-etag").or_else(|| header(&response, "etag"));
         let checksum = given.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_lowercase());
         let checksum =
@@ -221,10 +240,7 @@ impl Hub {
         if !blob.exists() {
             let there = fs::metadata(partial(&blob)).map_or(0, |found| found.len());
             for _ in 0..MAX_REDIRECTS {
-                let Some(to) = header(&response, "location").filter(|_| response.status().is_redirection()) else {
-                    break;
-                };
-                let to = if to.starts_with('/') { format!("{}{to}", self.endpoint) } else { to };
+                let Some(to) = self.redirect(&response) else { break };
                 response = self.get(&to, Some(there)).map_err(|refused| failed(refused.why()))?;
             }
             store(response, &blob, file, tell).map_err(failed)?;
@@ -232,6 +248,10 @@ impl Hub {
         link(&blob, &place)?;
         Ok(place)
     }
+}
+
+fn header(response: &Response<Body>, key: &str) -> Option<String> {
+    response.headers().get(key).and_then(|value| value.to_str().ok()).map(str::to_string)
 }
 
 /// Where a blob grows.
@@ -249,7 +269,7 @@ fn store(response: Response<Body>, blob: &Path, file: &str, tell: &mut dyn FnMut
             let rest = status == 206;
             let mut out = OpenOptions::new();
             let mut out = out.create(true).write(true).append(rest).truncate(!rest).open(&partial).map_err(said)?;
-            let length = response.headers().get("content-length").and_then(|n| n.to_str().ok()?.parse().ok());
+            let length = header(&response, "content-length").and_then(|n| n.parse().ok());
             tell(file, length.unwrap_or(0));
             let mut body = response.into_body().into_reader();
             std::io::copy(&mut body, &mut out).map_err(|e| format!("{e}; the same command goes on from there"))?;
@@ -292,6 +312,10 @@ fn link(blob: &Path, place: &Path) -> Result<(), ModelError> {
     let failed = |error: std::io::Error| ModelError::new(format!("cannot write {}: {error}", place.display()));
     if let Some(folder) = place.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
+    }
+    // A link whose blob was removed.
+    if place.symlink_metadata().is_ok() {
+        fs::remove_file(place).map_err(failed)?;
     }
     #[cfg(unix)]
     let made = std::os::unix::fs::symlink(std::path::absolute(blob).map_err(failed)?, place);

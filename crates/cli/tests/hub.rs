@@ -119,6 +119,19 @@ fn a_model_is_downloaded_once_and_gone_on_with_where_it_broke_off() {
     lab.finish(import(&lab, &address, "tiny/gpt2", "c")).expect(0);
     assert_eq!(store.lock().unwrap().seen.len(), 2);
 
+    // Under an older name, from which the hub sends to the new one.
+    let mut shelf = hub.lock().unwrap();
+    for path in ["revision/main", "config.json", "model.safetensors"] {
+        let at = |name: &str| match path {
+            "revision/main" => format!("/api/models/{name}/{path}"),
+            file => format!("/{name}/resolve/{COMMIT}/{file}"),
+        };
+        shelf.answers.insert(at("gpt"), (307, vec![format!("location: {}", at("tiny/gpt2"))], vec![]));
+    }
+    drop(shelf);
+    lab.finish(import(&lab, &address, "gpt", "renamed")).expect(0);
+    assert!(bytes("renamed") == bytes("b"));
+
     // Without a network what was downloaded serves, and what was not is refused at once.
     for (key, value) in [("HF_ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_OFFLINE", "1")] {
         let mut again = import(&lab, &address, "tiny/gpt2", &format!("offline-{key}"));

@@ -97,6 +97,22 @@ fn a_file_of_another_library_is_told_by_its_names_and_may_get_another_head() {
     let unknown = lab.tenon("import made/model.safetensors --architecture vit --set names=tv --out c").expect(2);
     lab.snapshot("unknown_names", &unknown.stderr);
 
+    // As timm describes it.
+    let before =
+        made(&lab, "vit_tiny_patch16_224", "timm", &[("height", int(32)), ("width", int(48)), ("classes", int(7))]);
+    let config = |more: &str| {
+        let args = format!(r#"{{"img_size": [32, 48]{more}}}"#);
+        format!(r#"{{"architecture": "vit_tiny_patch16_224", "num_classes": 7, "model_args": {args}}}"#)
+    };
+    lab.write("timm/config.json", config(""));
+    lab.tenon("import timm --out of-timm").expect(0);
+    assert_eq!(same(&lab, "of-timm", &before, &[]).preset.as_deref(), Some("vit_tiny_patch16_224"));
+    lab.tenon("import timm --out of-timm --set classes=3").expect(0);
+    let written = std::fs::read_to_string(lab.path("of-timm/config.json")).unwrap();
+    assert!(written.contains("\"num_classes\": 3"), "{written}");
+    lab.write("timm/config.json", config(r#", "qkv_bias": false"#));
+    lab.snapshot("timm_variant", &lab.tenon("import timm --out of-timm").expect(2).stderr);
+
     let sizes = [("width", int(12)), ("inner", int(20)), ("layers", int(1)), ("heads", int(3)), ("vocab", int(30))];
     let before = made(&lab, "bert", "bert", &sizes);
     let tuned = lab.tenon("import bert --set head=classification --set classes=4 --out tuned").expect(0).stdout;

@@ -10,6 +10,8 @@ use crate::error::ModelError;
 use crate::hyper::HyperValue;
 use crate::model::Model;
 
+/// The number of classes in a `config.json` of timm.
+const TIMM_CLASSES: &str = "num_classes";
 /// The file that tells Tenon how to build the model again.
 pub(crate) const TENON_FILE: &str = "tenon.json";
 /// The largest JSON file that is read.
@@ -45,6 +47,13 @@ pub fn open_foreign(
     if let Some(architecture) = architecture {
         return from_config(&architecture, &path, &config, set);
     }
+    if let (None, Some(name)) = (kind, config.get("architecture").and_then(Json::as_str)) {
+        let values = of_timm(&path, &config)?;
+        let named = Architecture::load(&ArchitectureSource::Named(name.to_string()));
+        let architecture =
+            named.map_err(|e| e.note(format!("{}: `architecture` names it, as timm's do", path.display())))?;
+        return architecture.build(&[&values, set].concat());
+    }
     let kind = kind.ok_or_else(|| {
         ModelError::new(format!("{}: `model_type` is missing", path.display()))
             .help("name the architecture, as in `--architecture bert`")
@@ -60,6 +69,31 @@ pub fn open_foreign(
     }
     let message = format!("{}: no built-in architecture reads models of type `{kind}`", path.display());
     Err(ModelError::new(message).help(format!("known types: {}", known.join(", "))))
+}
+
+/// What a `config.json` of timm says beside the name of the model.
+fn of_timm(path: &Path, config: &Map<String, Json>) -> Result<HyperValues, ModelError> {
+    let none = Map::new();
+    let arguments = config.get("model_args").and_then(Json::as_object).unwrap_or(&none);
+    let mut values = HyperValues::new();
+    for (key, value) in config.get_key_value(TIMM_CLASSES).into_iter().chain(arguments) {
+        let each = |i: usize| if value.is_array() { value.get(i) } else { Some(value) };
+        let named = match key.as_str() {
+            TIMM_CLASSES => vec![("classes", Some(value))],
+            "in_chans" => vec![("channels", Some(value))],
+            "img_size" => vec![("height", each(0)), ("width", each(1))],
+            _ => vec![],
+        };
+        let read = |(name, value): &(&str, Option<&Json>)| Some((name.to_string(), HyperValue::from_json((*value)?)?));
+        match named.iter().map(read).collect::<Option<HyperValues>>() {
+            Some(read) if !read.is_empty() => values.extend(read),
+            _ => {
+                let message = format!("{}: `{key}` is {value}, which is not read", path.display());
+                return Err(ModelError::new(message).help("write an architecture of your own for this variant"));
+            }
+        }
+    }
+    Ok(values)
 }
 
 /// The model types that an architecture reads.
@@ -235,7 +269,12 @@ pub fn further_keys(dir: &Path, model: &Model) -> Result<Vec<(String, Json)>, Mo
             || replaced.contains(&key)
             || other_head && ["id2label", "label2id"].contains(&key)
     };
-    Ok(config.into_iter().filter(|(key, _)| !dropped(key)).collect())
+    let kept = config.into_iter().filter(|(key, _)| !dropped(key));
+    let counted = |(key, value): (String, Json)| match model.hyperparameter("classes") {
+        Some(classes) if key == TIMM_CLASSES => (key, classes.to_json()),
+        _ => (key, value),
+    };
+    Ok(kept.map(counted).collect())
 }
 
 /// The key of `len(key)`, whose entries are counted.
