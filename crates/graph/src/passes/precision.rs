@@ -132,12 +132,11 @@ fn may_be_narrow(product: &Op, i: usize) -> bool {
 
 /// Whether `tensor` is a parameter in f32, or a window on one.
 fn is_master(tensor: Tensor<'_>) -> bool {
-    let made = Made::of(tensor);
-    match made.op {
-        Op::Source(Source::Input { role: Role::Parameter, .. }) => tensor.dtype() == DType::F32,
-        Op::View(View::Reshape(_) | View::Transpose(_) | View::Slice { .. }) => is_master(made.operands[0]),
-        _ => false,
+    let mut made = Made::of(tensor);
+    while let Op::View(View::Reshape(_) | View::Transpose(_) | View::Slice { .. }) = made.op {
+        made = Made::of(made.operands[0]);
     }
+    matches!(made.op, Op::Source(Source::Input { role: Role::Parameter, .. })) && tensor.dtype() == DType::F32
 }
 
 /// The values that are results of the graph, in another shape or not, and that no operation reads.
