@@ -51,10 +51,11 @@ pub(super) struct Product {
     pub accumulate: bool,
 }
 
-/// The logarithm of the least weight that counts: in f32 of about the least normal number. In bf16 of about 2^-40: so
-/// small a share of a sum is lost in its rounding, and with smaller ones products might need the slow arithmetic of
-/// denormal numbers.
-const LEAST: [f32; 2] = [-87.0, -27.75];
+/// The logarithm of the least weight that counts, about that of the least normal number.
+const LEAST: f32 = -87.0;
+/// The same for rounded weights, about 2^-40: so small a share of a sum is lost in its rounding, and with smaller ones
+/// products might need the slow arithmetic of denormal numbers.
+const LEAST_ROUNDED: f32 = -27.75;
 
 impl Products {
     pub(super) fn new(isa: Isa, dtype: Float) -> Products {
@@ -79,7 +80,7 @@ impl Products {
 
     /// The logarithm of the least weight that is not to be 0.
     pub(super) fn least(&self) -> f32 {
-        LEAST[usize::from(self.rounds())]
+        if self.rounds() { LEAST_ROUNDED } else { LEAST }
     }
 
     /// Packs the columns of `source` as rows of an A, `[columns][lanes]`.
@@ -117,16 +118,17 @@ impl Products {
     /// As [`Products::rows`].
     pub(super) unsafe fn rows_in_place(&self, source: &Source, to: *mut u32) -> RowsOfA {
         let per_lane = match self.lane {
-            Lane::F32 => 1,
-            Lane::Pair => 2,
-            // SAFETY: as the caller says.
-            Lane::Widened => return unsafe { self.rows(source, to) },
+            Lane::F32 => Some(1),
+            Lane::Pair => Some(2),
+            Lane::Widened => None,
         };
-        if source.k_stride != 1 || !source.k.is_multiple_of(per_lane) || !source.col_stride.is_multiple_of(per_lane) {
+        let whole =
+            |n: &usize| source.k_stride == 1 && source.k.is_multiple_of(*n) && source.col_stride.is_multiple_of(*n);
+        match per_lane.filter(whole) {
+            Some(n) => RowsOfA { ptr: source.ptr.cast(), steps: [source.col_stride / n, 1], low: Lowest::NONE },
             // SAFETY: as the caller says.
-            return unsafe { self.rows(source, to) };
+            None => unsafe { self.rows(source, to) },
         }
-        RowsOfA { ptr: source.ptr.cast(), steps: [source.col_stride / per_lane, 1], low: Lowest::NONE }
     }
 
     /// A tile of weights `[keys][width]`, of `f32` or rounded ones, as an A with its keys for rows: in place, or packed at
