@@ -69,6 +69,7 @@ fn data() {
 fn architectures() {
     let lab = lab("errors-architecture");
     refused(&lab, "missing_architecture", "plan gpt.toml --set model.architecture=\"my_model.star\"");
+    refused(&lab, "missing_start", "plan gpt.toml --set model={from=\"minilm\"}");
     own(
         &lab,
         "    x = embedding(input_ids, vocab, 32, name = \"words\")\n    y = linear(x, 24, name = \"a\")\n    return linear(x + y, vocab, name = \"head\")\n",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde_json::Value as Json;
 use tenon::cpu::CpuBackend;
-use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer, fill_batch};
+use tenon::data::{Dataset, ElementType, Facts, Field, Split, fill_batch};
 use tenon::graph::backend::{Backend, Session};
 use tenon::nn::forward::{NamedTensor, Values, forward, set_variables};
 use tenon::nn::loss::loss;
@@ -55,10 +55,6 @@ impl Dataset for Stored {
 
     fn checksum(&self) -> &str {
         "fixture"
-    }
-
-    fn tokenizer(&self) -> Option<&Tokenizer> {
-        None
     }
 }
 

@@ -340,6 +340,8 @@ impl Lanes for Portable {
 #[cfg(target_arch = "x86_64")]
 #[path = "simd_x86.rs"]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::narrow_avx512;
 
 #[cfg(test)]
 #[path = "simd_tests.rs"]

@@ -37,6 +37,19 @@ fn narrow_avx2(x: __m256) -> __m256i {
     _mm256_srli_epi32::<16>(_mm256_blendv_epi8(even, quiet, nan))
 }
 
+/// Rounds sixteen lanes to bfloat16, each in the high half of its lane; the low halves are anything.
+///
+/// The processor's own conversion flushes denormals, the other instruction sets cannot.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) fn narrow_avx512(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let even = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    _mm512_mask_or_epi32(even, nan, bits, _mm512_set1_epi32(0x40_0000))
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn sum_avx2(eight: __m256) -> f32 {
@@ -297,15 +310,9 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16) {
-        // The processor's own conversion flushes denormals, the other instruction sets cannot.
         // SAFETY: as the caller says.
         unsafe {
-            let bits = _mm512_castps_si512(self.0);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let even = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
-            let rounded = _mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, even, quiet));
+            let rounded = _mm512_srli_epi32::<16>(narrow_avx512(self.0));
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
         }
     }

@@ -195,7 +195,9 @@ pub trait Dataset: Send + Sync {
     fn checksum(&self) -> &str;
 
     /// The tokenizer, if this is text.
-    fn tokenizer(&self) -> Option<&Tokenizer>;
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        None
+    }
 }
 
 /// Epoch and index of the sample at `position`; see [`fill_batch`].

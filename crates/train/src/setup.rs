@@ -91,6 +91,12 @@ pub struct Start {
 
 impl Start {
     fn open(folder: PathBuf) -> Result<Start, ModelError> {
+        if !folder.is_dir() {
+            let message = format!("model.from: there is no folder {}", folder.display());
+            return Err(ModelError::new(message).help(
+                "name a run, an export or what tenon import made; a recipe's first lines say how to bring what it needs",
+            ));
+        }
         let model = tenon_nn::open(&folder)?;
         Ok(Start { folder, model, kept: Vec::new(), fresh: Vec::new() })
     }

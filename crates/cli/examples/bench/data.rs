@@ -1,6 +1,6 @@
 //! Random samples, made before anything is timed.
 
-use tenon::data::{Dataset, ElementType, Facts, Field, Split, Tokenizer};
+use tenon::data::{Dataset, ElementType, Facts, Field, Split};
 use tenon::train::objective::LABELS;
 
 /// Random samples, ready to be copied.
@@ -69,10 +69,6 @@ impl Dataset for Random {
 
     fn checksum(&self) -> &str {
         "random"
-    }
-
-    fn tokenizer(&self) -> Option<&Tokenizer> {
-        None
     }
 }
 

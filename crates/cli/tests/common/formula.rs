@@ -3,7 +3,7 @@
 
 use serde_json::Value as Json;
 use tenon::cpu::CpuBackend;
-use tenon::data::{Dataset, Facts, Field, Split, Tokenizer};
+use tenon::data::{Dataset, Facts, Field, Split};
 use tenon::graph::backend::{Backend, Session};
 use tenon::nn::Model;
 use tenon::nn::forward::set_variables;
@@ -54,6 +54,15 @@ pub fn far_apart(found: &dyn Session, prefix: &str, expected: &Json, bound: f64)
     let pairs = expected.iter().map(|(name, wanted)| (*name, norm(found, &format!("{prefix}{name}")), *wanted));
     let far = pairs.filter(|(_, found, wanted)| (found - wanted).abs() > bound * wanted.max(greatest / 100.0));
     far.map(|(name, found, wanted)| format!("{name}: {found}, expected {wanted}")).collect()
+}
+
+/// Runs a step and compares its loss: the first within 1e-5, later ones within 1e-3.
+pub fn run_step(case: &str, session: &mut dyn Session, step: usize, wanted: &Json) {
+    session.run(0).unwrap();
+    let (_, bytes) = session.output(0, "loss").unwrap();
+    let (found, wanted) = (f64::from(f32::from_le_bytes(bytes.try_into().unwrap())), wanted.as_f64().unwrap());
+    let bound = if step == 0 { 1e-5 } else { 1e-3 };
+    assert!((found - wanted).abs() <= bound * wanted, "{case}, step {step}: {found}, expected {wanted}");
 }
 
 /// A data set of these fields whose batches a test fills step by step.
@@ -107,9 +116,5 @@ impl Dataset for Filled {
 
     fn checksum(&self) -> &str {
         "fixture"
-    }
-
-    fn tokenizer(&self) -> Option<&Tokenizer> {
-        None
     }
 }

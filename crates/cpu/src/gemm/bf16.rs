@@ -11,19 +11,7 @@
 //! [`Lowest`] decides that in advance: sums of multiples of 2^-126 are never denormal. Blocks that fail the test,
 //! which real data hardly ever does, take [`fma_flushing`].
 
-/// `x` rounded to the nearest bf16, ties to even; a NaN stays a (quiet) NaN.
-#[inline(always)]
-pub(crate) fn round(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    if x.is_nan() { (bits >> 16 | 0x40) as u16 } else { rounded as u16 }
-}
-
-/// A bf16, given by its bits, as f32.
-#[inline(always)]
-pub(crate) fn widen(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
+pub(crate) use crate::simd::{narrow as round, widen};
 
 /// As [`widen`], with denormals flushed to zero. Returns the bits.
 #[inline(always)]

@@ -111,6 +111,7 @@ mod x86 {
     //! x86-64. SAFETY of every block below: the caller vouches for the instruction set and the pointers, as
     //! [`Simd`] demands.
     use super::{Simd, bf16};
+    use crate::simd::narrow_avx512;
     use std::arch::x86_64::*;
 
     /// AVX2 with FMA: a lane is an f32.
@@ -244,17 +245,9 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn round_part(p: *mut u16, v: __m512, n: usize) {
-            // SAFETY: the module's argument. Integer rounding as bf16::round: the conversion instruction would flush
-            // denormals.
+            // SAFETY: the module's argument.
             unsafe {
-                let bits = _mm512_castps_si512(v);
-                let top = _mm512_srli_epi32::<16>(bits);
-                let odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
-                let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-                let rounded = _mm512_srli_epi32::<16>(up);
-                let rounded = _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40));
-                let half = _mm512_cvtepi32_epi16(rounded);
+                let half = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(narrow_avx512(v)));
                 if n >= 16 {
                     _mm256_storeu_si256(p.cast(), half);
                 } else {

@@ -66,6 +66,7 @@ impl Square<8> for [u32; 8] {
 mod x86 {
     //! x86-64. SAFETY of every block below: the caller vouches for the instruction set and the pointers.
     use super::Square;
+    use crate::simd::narrow_avx512;
     use std::arch::x86_64::*;
 
     impl Square<8> for __m256i {
@@ -106,18 +107,10 @@ mod x86 {
         }
     }
 
-    /// 16 floats with their upper halves rounded to bf16; the lower ones are anything.
     #[inline(always)]
     unsafe fn rounded(from: *const f32) -> __m512i {
         // SAFETY: the module's argument.
-        unsafe {
-            let floats = _mm512_loadu_ps(from);
-            let bits = _mm512_castps_si512(floats);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(floats, floats);
-            _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x40_0000))
-        }
+        unsafe { narrow_avx512(_mm512_loadu_ps(from)) }
     }
 
     impl Square<16> for __m512i {

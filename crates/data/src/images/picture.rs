@@ -35,7 +35,7 @@ impl Picture {
                 path,
                 Place::Whole,
                 format!("the image cannot be decoded: {why}"),
-                "replace or remove the file, or set on_corrupt = \"skip\" in data.images",
+                "replace or remove the file; on_corrupt = \"skip\" in data.images passes over it in a run",
             )
         };
         let mut reader =

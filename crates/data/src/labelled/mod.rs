@@ -11,8 +11,6 @@ mod text_set;
 mod texts;
 mod weights;
 
-use tokenizers::Tokenizer;
-
 pub(crate) use self::images::open_images;
 pub use self::images::read_image;
 use self::labels::Labels;
@@ -178,10 +176,6 @@ impl Dataset for LabelledDataset {
 
     fn checksum(&self) -> &str {
         &self.checksum
-    }
-
-    fn tokenizer(&self) -> Option<&Tokenizer> {
-        None
     }
 }
 

@@ -4,7 +4,7 @@
 //! from the sizes alone, so every sum has one order.
 
 use super::forward::hide_tile;
-use super::products::{Panels, Product, Products, RowsOfA};
+use super::products::{Panels, Product, Products, RowsOfA, Weights};
 use super::tiles::{KEYS, QUERIES, Rows, clear};
 use super::{Attention, Operands, Sizes, rows_view};
 use crate::gemm::bf16::Lowest;
@@ -320,15 +320,15 @@ impl Task for Part<'_> {
                     } else {
                         terms.weigh::<V, f32>(tiles, [weights, dweights], count, width);
                     }
-                    let size = [count, queries];
+                    let tile = |ptr: *mut u8| Weights { ptr, keys: count, queries, width };
                     let gradient = |a: RowsOfA, b: Panels, c: *mut f32, m: usize, k: usize| {
                         products.run(Product { a, b, c, c_row: padded, m, n: d, k, accumulate: true })
                     };
                     let (dkey, dvalue) = (dkeys.add(from * padded), dvalues.add(from * padded));
-                    gradient(products.weights(rounded, size, width, packed), dout, dvalue, count, queries);
-                    gradient(products.weights(drounded, size, width, packed), query, dkey, count, queries);
+                    gradient(products.weights(tile(rounded), packed), dout, dvalue, count, queries);
+                    gradient(products.weights(tile(drounded), packed), query, dkey, count, queries);
                     let key = Panels { ptr: key_panel(from), lanes: products.lanes((s - from).min(KEYS)), low };
-                    gradient(products.turned(drounded, size, width, turned), key, dquery, queries, count);
+                    gradient(products.turned(tile(drounded), turned), key, dquery, queries, count);
                 }
                 Rows::to(&gradients.query, batch, first, head).write::<V>(queries, dquery, |_| spec.scale);
             }

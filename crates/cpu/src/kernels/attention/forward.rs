@@ -1,7 +1,7 @@
 //! Attention forward, one task for each tile of queries of each head.
 
 use super::decode;
-use super::products::{Product, Products};
+use super::products::{Product, Products, Weights};
 use super::tiles::{KEYS, QUERIES, Rows, Running, clear, hide, softmax_step};
 use super::{Attention, Operands, Sizes, rows_view};
 use crate::isa::{Cpu, Isa};
@@ -146,7 +146,8 @@ impl Task for Tile<'_> {
                         }
                     }
                 }
-                let (a, b, c) = (products.turned(rounded.cast(), [keys, queries], width, turned), value, sums);
+                let (a, b, c) =
+                    (products.turned(Weights { ptr: rounded.cast(), keys, queries, width }, turned), value, sums);
                 products.run(Product { a, b, c, c_row: padded, m: queries, n: d, k: keys, accumulate: true });
             }
             Rows::to(self.out, batch, first, head).write::<V>(queries, sums, |query| {

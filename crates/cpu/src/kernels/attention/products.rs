@@ -39,6 +39,16 @@ pub(super) struct Panels {
     pub low: Lowest,
 }
 
+/// A tile of weights `[keys][width]`, rounded or not as [`Products::rounds`] says, with zeros behind the queries of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Weights {
+    pub ptr: *const u8,
+    pub keys: usize,
+    pub queries: usize,
+    /// From one key to the next, in weights: a multiple of 16.
+    pub width: usize,
+}
+
 /// A product `c [m, n] = a [m, k] b [k, n]`, or `+=`; the rows of `c` are `c_row` apart.
 pub(super) struct Product {
     pub a: RowsOfA,
@@ -131,40 +141,29 @@ impl Products {
         }
     }
 
-    /// A tile of weights `[keys][width]`, of `f32` or rounded ones, as an A with its keys for rows: in place, or packed at
-    /// `to`. What follows `queries` in a row is 0.
+    /// A tile of weights as an A with its keys for rows: in place, or packed at `to`.
     ///
     /// # Safety
     /// As [`Products::rows`].
-    pub(super) unsafe fn weights(
-        &self,
-        tile: *const u8,
-        [keys, queries]: [usize; 2],
-        width: usize,
-        to: *mut u32,
-    ) -> RowsOfA {
-        let dtype = if self.lane == Lane::F32 { Float::F32 } else { Float::Bf16 };
+    pub(super) unsafe fn weights(&self, tile: Weights, to: *mut u32) -> RowsOfA {
+        let dtype = if self.rounds() { Float::Bf16 } else { Float::F32 };
+        let Weights { ptr, keys, queries, width } = tile;
+        // An odd number of queries is followed by a 0.
         let k = queries.next_multiple_of(2);
         // SAFETY: as the caller says; `width` is even.
-        unsafe { self.rows_in_place(&Source { ptr: tile, dtype, k, k_stride: 1, cols: keys, col_stride: width }, to) }
+        unsafe { self.rows_in_place(&Source { ptr, dtype, k, k_stride: 1, cols: keys, col_stride: width }, to) }
     }
 
-    /// The same tile as an A with its queries for rows; `width` is a multiple of 16.
+    /// A tile of weights as an A with its queries for rows: in place, or packed at `to`.
     ///
     /// # Safety
     /// As [`Products::rows`].
-    pub(super) unsafe fn turned(
-        &self,
-        tile: *const u8,
-        [keys, queries]: [usize; 2],
-        width: usize,
-        to: *mut u32,
-    ) -> RowsOfA {
-        if self.lane == Lane::F32 {
-            return RowsOfA { ptr: tile.cast(), steps: [1, width], low: Lowest::NONE };
+    pub(super) unsafe fn turned(&self, tile: Weights, to: *mut u32) -> RowsOfA {
+        let Weights { ptr, keys, queries, width } = tile;
+        if !self.rounds() {
+            return RowsOfA { ptr: ptr.cast(), steps: [1, width], low: Lowest::NONE };
         }
-        let dtype = Float::Bf16;
-        let source = Source { ptr: tile, dtype, k: keys, k_stride: width, cols: queries, col_stride: 1 };
+        let source = Source { ptr, dtype: Float::Bf16, k: keys, k_stride: width, cols: queries, col_stride: 1 };
         // SAFETY: as the caller says.
         let low = unsafe { (self.pack)(&source, self.lane, to, Order::Panel { width }) };
         RowsOfA { ptr: to, steps: [1, width], low }
