@@ -8,6 +8,8 @@
 //! with warm buffers; `B packed` leaves the packing of B out.
 
 use std::time::{Duration, Instant};
+
+use memmap2::MmapMut;
 use tenon_cpu::gemm::{Float, GemmSpec, Layout, gemm, gemm_scratch_bytes, pack_b, packed_bytes};
 use tenon_cpu::isa::Cpu;
 
@@ -25,12 +27,17 @@ fn median(budget: Duration, mut run: impl FnMut()) -> f64 {
     times[times.len() / 2]
 }
 
-/// 64-byte aligned memory.
-struct Buffer(Vec<[u64; 8]>);
+/// Zeros in large pages where the system has them, as a session's memory is.
+struct Buffer(MmapMut, usize);
 
 impl Buffer {
     fn new(bytes: usize) -> Buffer {
-        Buffer(vec![[0; 8]; bytes.div_ceil(64).max(1)])
+        const LARGE_PAGE: usize = 2 << 20;
+        let map = MmapMut::map_anon(bytes + LARGE_PAGE).unwrap_or_else(|e| panic!("no {bytes} bytes: {e}"));
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let start = map.as_ptr().align_offset(LARGE_PAGE);
+        Buffer(map, start)
     }
 
     fn random(dtype: Float, len: usize) -> Buffer {
@@ -51,7 +58,7 @@ impl Buffer {
     }
 
     fn ptr(&mut self) -> *mut u8 {
-        self.0.as_mut_ptr().cast()
+        self.0.as_mut_ptr().wrapping_add(self.1)
     }
 }
 

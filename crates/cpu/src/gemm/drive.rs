@@ -195,18 +195,28 @@ enum Rows {
 }
 
 impl Rows {
-    /// Pointers to the rows of a tile, and their lowest exponent.
-    unsafe fn tile(&self, tile: Range<usize>) -> ([*const u32; ROWS], Lowest) {
+    /// Pointers to the rows of a tile.
+    unsafe fn tile(&self, tile: Range<usize>) -> [*const u32; ROWS] {
         // Pointers beyond the tile's rows repeat its last row.
         let row = |i: usize| (tile.start + i).min(tile.end - 1);
         // SAFETY: the caller's: the rows lie inside A, or were packed.
         unsafe {
             match self {
-                Rows::InPlace(a) => (std::array::from_fn(|i| a.part(0, a.k, row(i), 1).ptr.cast()), Lowest::NONE),
+                Rows::InPlace(a) => std::array::from_fn(|i| a.part(0, a.k, row(i), 1).ptr.cast()),
                 Rows::Packed { packed, lanes, first, block } => {
-                    let low = packed.low(*block, (tile.start - first) / GROUP);
-                    (std::array::from_fn(|i| lanes.add(packed.at(*block, row(i) - first))), Lowest(*lanes.add(low)))
+                    std::array::from_fn(|i| lanes.add(packed.at(*block, row(i) - first)))
                 }
+            }
+        }
+    }
+
+    /// The lowest exponent of the group of rows that this one is in.
+    unsafe fn low(&self, row: usize) -> Lowest {
+        match self {
+            Rows::InPlace(_) => Lowest::NONE,
+            Rows::Packed { packed, lanes, first, block } => {
+                // SAFETY: the exponents follow the rows.
+                Lowest(unsafe { *lanes.add(packed.low(*block, (row - first) / GROUP)) })
             }
         }
     }
@@ -281,7 +291,7 @@ impl Entry<'_> {
             }
             for first in rows.clone().step_by(ROWS) {
                 let count = ROWS.min(rows.end - first);
-                let (a_rows, a_low) = a.tile(first..first + count);
+                let a_rows = a.tile(first..first + count);
                 let (init, init_stride) =
                     if plan.sums { (sums(first), plan.cols) } else { (c(first).cast::<f32>(), spec.c.row_stride) };
                 let (out, out_stride) = match (spec.c.dtype, ends) {
@@ -302,7 +312,7 @@ impl Entry<'_> {
                     out_stride,
                     cols: cols.len(),
                 };
-                let low = (plan.lane == Lane::Widened).then_some([a_low, b_low]);
+                let low = (plan.lane == Lane::Widened).then(|| [a.low(first), b_low]);
                 if spec.c.dtype == Float::Bf16 && ends {
                     kernels.run_rounded(&tile, c(first).cast(), count, low);
                 } else {
