@@ -42,25 +42,27 @@ pub static GELU: CompositeDef = CompositeDef {
     lowering: Lowering::Expand,
 };
 
-const CUBIC: f64 = 0.044715;
-
-/// The argument of the approximation's tanh.
-fn inner(x: Tensor<'_>) -> Tensor<'_> {
-    (x + x * x * x * CUBIC) * (2.0 / PI).sqrt()
-}
+/// What the tanh approximation multiplies x by: since `(1 + tanh(u)) / 2 = sigmoid(2 u)`, it is
+/// the sigmoid of `x (LINEAR + CUBIC x^2)`, which for negative x does not lose the digits that `1 + tanh` does.
+const LINEAR: f64 = 1.595_769_121_605_731; // 2 sqrt(2 / pi)
+const CUBIC: f64 = 0.044715 * LINEAR;
 
 fn gelu<'g>(_: &'g Builder, inputs: &[Tensor<'g>], attrs: &Attrs) -> Vec<Tensor<'g>> {
     let x = wide(inputs[0]);
-    let s = if attrs.flag("tanh") { inner(x).tanh() } else { (x * FRAC_1_SQRT_2).erf() };
-    vec![(x * 0.5 * (s + 1.0)).cast(inputs[0].dtype())]
+    let below = if attrs.flag("tanh") {
+        (x * (x * x * CUBIC + LINEAR)).sigmoid()
+    } else {
+        ((x * FRAC_1_SQRT_2).erf() + 1.0) * 0.5
+    };
+    vec![(x * below).cast(inputs[0].dtype())]
 }
 
 fn gelu_gradient<'g>(p: &Backprop<'_, 'g>) -> Gradients<'g> {
     vec![wide_pair(p).map(|(x, dy)| {
         let slope = if p.attrs.flag("tanh") {
-            let t = inner(x).tanh();
-            let inner_slope = (x * x * (3.0 * CUBIC) + 1.0) * (2.0 / PI).sqrt();
-            (t + 1.0) * 0.5 + x * 0.5 * (1.0 - t * t) * inner_slope
+            let square = x * x;
+            let below = (x * (square * CUBIC + LINEAR)).sigmoid();
+            below * (x * (1.0 - below) * (square * (3.0 * CUBIC) + LINEAR) + 1.0)
         } else {
             let density = (x * x * -0.5).exp() * (1.0 / (2.0 * PI).sqrt());
             ((x * FRAC_1_SQRT_2).erf() + 1.0) * 0.5 + x * density
