@@ -98,6 +98,11 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// The threads that [`Pool::run`] would use here: one inside a task.
+    pub fn available(&self) -> usize {
+        if IN_TASK.get() { 1 } else { self.threads() }
+    }
+
     /// Calls `f(task, worker)` once for every task in `0..tasks`, on any threads in any order, and returns when all
     /// are done. Two calls that run at the same time have different `worker` numbers, all below
     /// [`Pool::threads`]; the calling thread is worker 0.
@@ -108,7 +113,7 @@ impl Pool {
     /// A panic in a task is raised again here, after every task already started has ended; tasks not yet started
     /// are skipped.
     pub fn run(&self, tasks: usize, f: impl Fn(usize, usize) + Sync) {
-        if tasks <= 1 || self.workers.is_empty() || IN_TASK.get() {
+        if tasks <= 1 || self.available() == 1 {
             let _inside = InTask::enter();
             for task in 0..tasks {
                 f(task, 0);

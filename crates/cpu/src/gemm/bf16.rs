@@ -26,6 +26,12 @@ fn flush(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
 }
 
+/// The nearest bf16 of an f32 operand, of which a denormal counts as zero, as `vcvtneps2bf16` has it.
+#[inline(always)]
+pub(crate) fn round_operand(x: f32) -> u16 {
+    round(flush(x))
+}
+
 /// `a * b + c`, rounded once, as one half of `vdpbf16ps` computes it. `a` and `b` hold bf16 values.
 #[inline(always)]
 pub(crate) fn fma_flushing(a: f32, b: f32, c: f32) -> f32 {

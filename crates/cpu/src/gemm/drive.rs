@@ -78,7 +78,7 @@ pub(super) unsafe fn run(
     scratch: *mut u8,
     epilogue: Option<Epilogue<'_>>,
 ) {
-    let plan = Plan::new(spec, cpu.isa());
+    let plan = Plan::new(spec, cpu.isa(), cpu.pool.available());
     let kernels = Kernels::of(cpu.isa(), plan.lane);
     let packed = packed_b(cpu.isa(), spec.dtype(), spec.k, spec.n);
     let at_once = if let RowsOfA::Shared(rows) = plan.a { rows } else { spec.m.next_multiple_of(plan.rows) };

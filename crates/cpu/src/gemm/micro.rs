@@ -120,7 +120,7 @@ impl Kernels {
                     rows!(avx512_pairs, 4),
                 ],
                 flushing: flushing_avx512,
-                round: round_avx512,
+                round: round_avx512_pairs,
             },
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512 | Isa::Avx512Bf16, _) => &Kernels {
@@ -344,4 +344,11 @@ unsafe fn round_avx2(sums: *const f32, out: *mut u16, out_stride: usize, rows: u
 unsafe fn round_avx512(sums: *const f32, out: *mut u16, out_stride: usize, rows: usize, cols: usize) {
     // SAFETY: the caller's.
     unsafe { round_all::<Avx512>(sums, out, out_stride, rows, cols) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn round_avx512_pairs(sums: *const f32, out: *mut u16, out_stride: usize, rows: usize, cols: usize) {
+    // SAFETY: the caller's.
+    unsafe { round_all::<Avx512Pairs>(sums, out, out_stride, rows, cols) }
 }

@@ -184,8 +184,14 @@ pub fn gemm_scratch_bytes(spec: &GemmSpec, isa: Isa, threads: usize) -> usize {
     if spec.is_dot() {
         return 0;
     }
-    let plan = if spec.is_turned() { Plan::new(&spec.transposed(), isa) } else { Plan::new(spec, isa) };
-    plan.shared_bytes + plan.scratch.bytes * threads.max(1)
+    let turned = spec.transposed();
+    let spec = if spec.is_turned() { &turned } else { spec };
+    // A caller with threads may find itself inside a task, where there is one.
+    let bytes = |threads| {
+        let plan = Plan::new(spec, isa, threads);
+        plan.shared_bytes + plan.scratch.bytes * threads
+    };
+    bytes(threads.max(1)).max(bytes(1))
 }
 
 /// Computes the product on all threads of `cpu`; inside a task of its pool, on the calling thread alone.

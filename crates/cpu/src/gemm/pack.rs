@@ -5,7 +5,7 @@
 //! lanes f32 elements are rounded.
 
 use super::Float;
-use super::bf16::{Lowest, round, widen_flushed};
+use super::bf16::{Lowest, round_operand, widen_flushed};
 use super::micro::{Kernels, Lane, ROWS};
 use super::plan::{ALIGN, KBlocks};
 use super::square::Square;
@@ -53,7 +53,7 @@ impl Source {
         // SAFETY: the caller's: k and col lie inside.
         unsafe {
             match self.dtype {
-                Float::F32 => round(f32::from_bits(self.f32(k, col))),
+                Float::F32 => round_operand(f32::from_bits(self.f32(k, col))),
                 Float::Bf16 => self.ptr.cast::<u16>().add(k * self.k_stride + col * self.col_stride).read_unaligned(),
             }
         }
@@ -146,7 +146,9 @@ pub(crate) type Pack = unsafe fn(&Source, Lane, *mut u32, Order) -> Lowest;
 pub(crate) fn packer(isa: Isa) -> Pack {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => x86::pack_avx512,
+        Isa::Avx512Bf16 => x86::pack_avx512_bf16,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => x86::pack_avx512,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => x86::pack_avx2,
         _ => pack::<8, [u32; 8]>,
@@ -541,6 +543,7 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
 mod x86 {
     //! x86-64. SAFETY of every block below: the caller vouches for the instruction set and the pointers; see
     //! [`super::Pack`].
+    use super::super::square::Bf16Square;
     use super::{Lane, Lowest, Order, Source, pack};
     use std::arch::x86_64::*;
 
@@ -554,5 +557,11 @@ mod x86 {
     pub(super) unsafe fn pack_avx512(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {
         // SAFETY: the module's argument.
         unsafe { pack::<16, __m512i>(src, kind, dst, order) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub(super) unsafe fn pack_avx512_bf16(src: &Source, kind: Lane, dst: *mut u32, order: Order) -> Lowest {
+        // SAFETY: the module's argument.
+        unsafe { pack::<16, Bf16Square>(src, kind, dst, order) }
     }
 }

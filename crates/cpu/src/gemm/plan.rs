@@ -15,7 +15,7 @@ use crate::isa::Isa;
 /// second-level cache.
 const BLOCK_LANES: usize = 768;
 /// Rows of a chunk at most; bounds the scratch and keeps a task short. Half of it where the worker packs the rows.
-const CHUNK_ROWS: usize = 1152;
+const CHUNK_ROWS: usize = 3072;
 /// Bytes of rows of A that are packed for all workers at most.
 const SHARED_BYTES: usize = 8 << 20;
 /// A chunk is not split below these: packing its panels, or its rows, again would cost more than a few percent.
@@ -25,8 +25,8 @@ const LEAST_COLS: usize = 256;
 const NARROW: usize = 64;
 /// Columns of a chunk where the worker packs the rows of A, which is paid once per chunk.
 const WIDE: usize = 768;
-/// Items worth having, so that any number of threads up to about half of it is kept busy.
-const ITEMS: usize = 24;
+/// Items worth having for each thread, so that all end at about the same time.
+const ITEMS: usize = 4;
 /// Items that a large product has in any case, so that few threads share it evenly.
 const FEW: usize = 4;
 /// Rows and columns of a chunk then, at least.
@@ -122,7 +122,8 @@ impl Plan {
         spec.batch[0] * spec.batch[1] * rows.div_ceil(self.rows) * spec.n.div_ceil(self.cols)
     }
 
-    pub(crate) fn new(spec: &GemmSpec, isa: Isa) -> Plan {
+    /// For a region of `threads` threads.
+    pub(crate) fn new(spec: &GemmSpec, isa: Isa, threads: usize) -> Plan {
         let lane = Lane::of(spec.dtype(), isa);
         let k = KBlocks::new(lane, spec.k);
         let in_place = match lane {
@@ -139,7 +140,7 @@ impl Plan {
         let (tallest, wide) = if own { (CHUNK_ROWS / 2, WIDE) } else { (CHUNK_ROWS, NARROW) };
         let tallest = if in_place || own { tallest } else { (tallest.min(fits) / GROUP * GROUP).max(GROUP) };
         let (mut row_chunks, mut col_chunks) = (spec.m.div_ceil(tallest), spec.n.div_ceil(wide));
-        let wanted = |others: usize| ITEMS.div_ceil((batch * others).max(1));
+        let wanted = |others: usize| (ITEMS * threads).div_ceil((batch * others).max(1));
         row_chunks = row_chunks.max(wanted(col_chunks).min(spec.m / LEAST_ROWS));
         col_chunks = col_chunks.max(wanted(row_chunks).min(spec.n / LEAST_COLS));
         if spec.m * spec.n * spec.k >= FEW * FEW * TASK_WORK {

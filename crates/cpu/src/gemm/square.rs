@@ -2,6 +2,9 @@
 
 use super::bf16;
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::Bf16Square;
+
 /// A vector of `N` lanes, and the transposition of `N` of them.
 pub(super) trait Square<const N: usize>: Copy {
     fn new(lanes: [u32; N]) -> Self;
@@ -14,7 +17,7 @@ pub(super) trait Square<const N: usize>: Copy {
         let mut lanes = [0; N];
         for (i, lane) in lanes.iter_mut().enumerate() {
             // SAFETY: the caller's.
-            *lane = u32::from(bf16::round(unsafe { from.add(i).read_unaligned() })) << 16;
+            *lane = u32::from(bf16::round_operand(unsafe { from.add(i).read_unaligned() })) << 16;
         }
         lanes
     }
@@ -37,7 +40,7 @@ pub(super) trait Square<const N: usize>: Copy {
         for (i, lane) in lanes.iter_mut().enumerate() {
             // SAFETY: the caller's.
             let [even, odd] = unsafe { [from.add(2 * i).read_unaligned(), from.add(2 * i + 1).read_unaligned()] };
-            *lane = u32::from(bf16::round(even)) | u32::from(bf16::round(odd)) << 16;
+            *lane = u32::from(bf16::round_operand(even)) | u32::from(bf16::round_operand(odd)) << 16;
         }
         lanes
     }
@@ -109,8 +112,14 @@ mod x86 {
 
     #[inline(always)]
     unsafe fn rounded(from: *const f32) -> __m512i {
+        const DENORMAL: i32 = 0x20;
         // SAFETY: the module's argument.
-        unsafe { narrow_avx512(_mm512_loadu_ps(from)) }
+        unsafe {
+            let x = _mm512_loadu_ps(from);
+            let denormal = _mm512_fpclass_ps_mask::<DENORMAL>(x);
+            let sign = _mm512_set1_ps(-0.0);
+            narrow_avx512(_mm512_mask_and_ps(x, denormal, x, sign))
+        }
     }
 
     impl Square<16> for __m512i {
@@ -195,6 +204,65 @@ mod x86 {
                 let pairs = _mm512_permutex2var_epi16(rounded(from), upper, rounded(from.add(16)));
                 std::mem::transmute::<__m512i, [u32; 16]>(pairs)
             }
+        }
+    }
+
+    /// Rounds with the processor's conversion.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub struct Bf16Square(__m512i);
+
+    /// 32 floats, each the nearest bf16.
+    #[inline(always)]
+    unsafe fn converted(first: *const f32, second: *const f32) -> __m512i {
+        // SAFETY: the module's argument; both types are 64 bytes of plain numbers.
+        unsafe {
+            let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(second), _mm512_loadu_ps(first));
+            std::mem::transmute::<__m512bh, __m512i>(both)
+        }
+    }
+
+    impl Square<16> for Bf16Square {
+        #[inline(always)]
+        fn new(lanes: [u32; 16]) -> Self {
+            Bf16Square(Square::new(lanes))
+        }
+
+        #[inline(always)]
+        unsafe fn transpose(rows: &mut [Self; 16]) {
+            // SAFETY: a transparent wrapper.
+            unsafe { Square::transpose(&mut *std::ptr::from_mut(rows).cast::<[__m512i; 16]>()) };
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, dst: *mut u32) {
+            // SAFETY: the module's argument.
+            unsafe { self.0.store(dst) };
+        }
+
+        #[inline(always)]
+        unsafe fn pair_rounded(even: *const f32, odd: *const f32) -> [u32; 16] {
+            /// Lane i of the first half, then lane i of the second.
+            const IN_TURN: [u16; 32] = {
+                let mut turn = [0; 32];
+                let mut i = 0;
+                while i < 32 {
+                    turn[i] = (i / 2 + i % 2 * 16) as u16;
+                    i += 1;
+                }
+                turn
+            };
+            // SAFETY: as in `converted`.
+            unsafe {
+                let turn = std::mem::transmute::<[u16; 32], __m512i>(IN_TURN);
+                std::mem::transmute::<__m512i, [u32; 16]>(_mm512_permutexvar_epi16(turn, converted(even, odd)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn round_pairs(from: *const f32) -> [u32; 16] {
+            // SAFETY: as in `converted`.
+            unsafe { std::mem::transmute::<__m512i, [u32; 16]>(converted(from, from.add(16))) }
         }
     }
 }
