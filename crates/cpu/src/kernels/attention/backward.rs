@@ -4,9 +4,9 @@
 //! from the sizes alone, so every sum has one order.
 
 use super::forward::hide_tile;
-use super::products::{Panels, Product, Products, RowsOfA, Weights};
+use super::products::{Panels, Product, Products, RowsOfA, Seen, Weights};
 use super::tiles::{KEYS, QUERIES, Rows, clear};
-use super::{Attention, Operands, Sizes, rows_view};
+use super::{Attention, Band, Operands, Sizes, rows_view};
 use crate::gemm::bf16::Lowest;
 use crate::isa::{Cpu, Isa};
 use crate::kernels::exp::exp_from;
@@ -297,7 +297,7 @@ impl Task for Part<'_> {
                     clear(dweights, KEYS * width);
                 }
                 for from in (start..end).step_by(KEYS) {
-                    let count = (end - from).min(KEYS);
+                    let (count, band) = ((end - from).min(KEYS), spec.band(first, from));
                     let scores = |a: RowsOfA, b: Panels, c: *mut f32| {
                         products.run(Product {
                             a: a.skip(from),
@@ -308,6 +308,7 @@ impl Task for Part<'_> {
                             n: queries,
                             k: d,
                             accumulate: false,
+                            seen: Seen::Scores(band),
                         })
                     };
                     scores(keys, query_columns, weights);
@@ -316,19 +317,20 @@ impl Task for Part<'_> {
                     let tiles = [weights, dweights].map(|tile| tile.cast_const());
                     let terms = Terms { scale: spec.scale, least: products.least(), log_sum, product };
                     if products.rounds() {
-                        terms.weigh::<V, u16>(tiles, [rounded.cast(), drounded.cast()], count, width);
+                        terms.weigh::<V, u16>(tiles, [rounded.cast(), drounded.cast()], count, width, band);
                     } else {
-                        terms.weigh::<V, f32>(tiles, [weights, dweights], count, width);
+                        terms.weigh::<V, f32>(tiles, [weights, dweights], count, width, band);
                     }
                     let tile = |ptr: *mut u8| Weights { ptr, keys: count, queries, width };
-                    let gradient = |a: RowsOfA, b: Panels, c: *mut f32, m: usize, k: usize| {
-                        products.run(Product { a, b, c, c_row: padded, m, n: d, k, accumulate: true })
+                    let gradient = |a: RowsOfA, b: Panels, c: *mut f32, m: usize, k: usize, seen: Seen| {
+                        products.run(Product { a, b, c, c_row: padded, m, n: d, k, accumulate: true, seen })
                     };
                     let (dkey, dvalue) = (dkeys.add(from * padded), dvalues.add(from * padded));
-                    gradient(products.weights(tile(rounded), packed), dout, dvalue, count, queries);
-                    gradient(products.weights(tile(drounded), packed), query, dkey, count, queries);
+                    let seen = Seen::Queries(band);
+                    gradient(products.weights(tile(rounded), packed), dout, dvalue, count, queries, seen);
+                    gradient(products.weights(tile(drounded), packed), query, dkey, count, queries, seen);
                     let key = Panels { ptr: key_panel(from), lanes: products.lanes((s - from).min(KEYS)), low };
-                    gradient(products.turned(tile(drounded), turned), key, dquery, queries, count);
+                    gradient(products.turned(tile(drounded), turned), key, dquery, queries, count, Seen::Keys(band));
                 }
                 Rows::to(&gradients.query, batch, first, head).write::<V>(queries, dquery, |_| spec.scale);
             }
@@ -351,18 +353,30 @@ struct Terms {
 
 impl Terms {
     /// From scores and gradients of weights, `[keys][width]` each, to weights and gradients of scores, which may take
-    /// their places.
+    /// their places: 0 outside the band.
     ///
     /// # Safety
     /// All exist, and the results are this thread's.
     #[inline(always)]
-    unsafe fn weigh<V: Lanes, T: Float>(&self, from: [*const f32; 2], to: [*mut T; 2], keys: usize, width: usize) {
+    unsafe fn weigh<V: Lanes, T: Float>(
+        &self,
+        from: [*const f32; 2],
+        to: [*mut T; 2],
+        keys: usize,
+        width: usize,
+        band: Band,
+    ) {
         let (scale, least) = (V::splat(self.scale), V::splat(self.least));
         for at in (0..width).step_by(LANES) {
             // SAFETY: as the caller says.
             unsafe {
                 let (log_sum, product) = (V::load(self.log_sum.add(at)), V::load(self.product.add(at)));
-                for place in (0..keys).map(|key| key * width + at) {
+                let seen = band.keys(at..at + LANES, keys);
+                for place in (0..seen.start).chain(seen.end..keys).map(|key| key * width + at) {
+                    T::store(V::splat(0.0), to[0].add(place));
+                    T::store(V::splat(0.0), to[1].add(place));
+                }
+                for place in seen.map(|key| key * width + at) {
                     let weight = exp_from(V::load(from[0].add(place)).mul(scale).sub(log_sum), least);
                     let dweight = V::load(from[1].add(place)).sub(product);
                     T::store(weight, to[0].add(place));

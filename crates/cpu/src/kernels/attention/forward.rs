@@ -1,7 +1,7 @@
 //! Attention forward, one task for each tile of queries of each head.
 
 use super::decode;
-use super::products::{Product, Products, Weights};
+use super::products::{Product, Products, Seen, Weights};
 use super::tiles::{KEYS, QUERIES, Rows, Running, clear, hide, softmax_step};
 use super::{Attention, Operands, Sizes, rows_view};
 use crate::isa::{Cpu, Isa};
@@ -128,14 +128,15 @@ impl Task for Tile<'_> {
                 let keys = (end - from).min(KEYS);
                 let key = products.rows_in_place(&Rows::of(&operands.key, batch, from, key_head).columns(keys), key);
                 let value = products.panels(&Rows::of(&operands.value, batch, from, key_head).rows(keys), value);
-                let (a, b, c) = (key, query, scores);
-                products.run(Product { a, b, c, c_row: width, m: keys, n: queries, k: d, accumulate: false });
+                let (a, b, c, band) = (key, query, scores, spec.band(first, from));
+                let seen = Seen::Scores(band);
+                products.run(Product { a, b, c, c_row: width, m: keys, n: queries, k: d, accumulate: false, seen });
                 hide_tile(spec, &operands.mask, batch, s, scores, first, queries, width, from, keys);
                 let (scale, least) = (spec.scale, products.least());
                 if products.rounds() {
-                    softmax_step::<V, u16>(scores, rounded.cast(), keys, width, scale, least, running);
+                    softmax_step::<V, u16>(scores, rounded.cast(), keys, width, band, scale, least, running);
                 } else {
-                    softmax_step::<V, f32>(scores, rounded.cast(), keys, width, scale, least, running);
+                    softmax_step::<V, f32>(scores, rounded.cast(), keys, width, band, scale, least, running);
                 }
                 for query in 0..queries {
                     let correction = *correction.add(query);
@@ -148,7 +149,8 @@ impl Task for Tile<'_> {
                 }
                 let (a, b, c) =
                     (products.turned(Weights { ptr: rounded.cast(), keys, queries, width }, turned), value, sums);
-                products.run(Product { a, b, c, c_row: padded, m: queries, n: d, k: keys, accumulate: true });
+                let seen = Seen::Keys(band);
+                products.run(Product { a, b, c, c_row: padded, m: queries, n: d, k: keys, accumulate: true, seen });
             }
             Rows::to(self.out, batch, first, head).write::<V>(queries, sums, |query| {
                 let sum = *sum.add(query);

@@ -16,6 +16,7 @@ use super::view::{DType, View};
 use crate::gemm::Float;
 use crate::isa::Isa;
 use products::Products;
+use std::ops::Range;
 
 /// Which keys a query sees, and the factor of the scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +48,46 @@ impl Attention {
             (false, _) => clip(place + window),
         };
         (low.min(high), high)
+    }
+
+    /// The keys that the queries of a tile see, the first of which are query `first` and key `from`.
+    fn band(&self, first: usize, from: usize) -> Band {
+        // Far from every tile, and no sum of places overflows.
+        let clip = |j: i128| j.clamp(-(1 << 40), 1 << 40) as isize;
+        let (place, window) = (i128::from(self.position) + first as i128 - from as i128, self.window as i128);
+        Band {
+            low: clip(if self.window > 0 { place - window + 1 } else { i128::MIN }),
+            high: clip(match (self.causal, self.window) {
+                (true, _) => place + 1,
+                (false, 0) => i128::MAX,
+                (false, _) => place + window,
+            }),
+        }
+    }
+}
+
+/// What is seen in a tile: query `i` sees no key outside of `i + low..i + high`.
+#[derive(Clone, Copy)]
+struct Band {
+    low: isize,
+    high: isize,
+}
+
+impl Band {
+    /// The keys, of this many, that some of these queries see.
+    #[inline(always)]
+    fn keys(self, queries: Range<usize>, keys: usize) -> Range<usize> {
+        let clip = |j: isize| j.clamp(0, keys as isize) as usize;
+        let low = clip(queries.start as isize + self.low);
+        low..clip(queries.end as isize - 1 + self.high).max(low)
+    }
+
+    /// The queries, of this many, that see some of these keys.
+    #[inline(always)]
+    fn queries(self, keys: Range<usize>, queries: usize) -> Range<usize> {
+        let clip = |i: isize| i.clamp(0, queries as isize) as usize;
+        let low = clip(keys.start as isize - self.high + 1);
+        low..clip(keys.end as isize - self.low).max(low)
     }
 }
 

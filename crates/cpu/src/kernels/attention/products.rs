@@ -1,10 +1,12 @@
 //! Products of tiles on the micro-kernels of matrix products, in the arithmetic that [`crate::gemm`] defines.
 
+use super::Band;
 use crate::gemm::Float;
 use crate::gemm::bf16::Lowest;
 use crate::gemm::micro::{Kernels, Lane, ROWS, Tile};
 use crate::gemm::pack::{Order, Pack, Source, packer};
 use crate::isa::Isa;
+use crate::simd::LANES;
 
 /// The kernels of an instruction set for operands of one type.
 #[derive(Clone, Copy)]
@@ -59,6 +61,18 @@ pub(super) struct Product {
     pub n: usize,
     pub k: usize,
     pub accumulate: bool,
+    pub seen: Seen,
+}
+
+/// The part of a product that counts. What a query does not see has no weight, and takes no time.
+#[derive(Clone, Copy)]
+pub(super) enum Seen {
+    /// Rows are keys, columns are queries; results that no query sees are left out, in whole vectors.
+    Scores(Band),
+    /// Rows are queries, k are keys; terms of keys that no query of a tile of rows sees are left out, in pairs.
+    Keys(Band),
+    /// Rows are keys, k are queries; likewise.
+    Queries(Band),
 }
 
 /// The logarithm of the least weight that counts, about that of the least normal number.
@@ -175,26 +189,49 @@ impl Products {
     /// The operands hold `k` elements of `m` rows and `n` columns, `c` is writable by this thread alone and overlaps
     /// neither, and the processor has the instruction set.
     pub(super) unsafe fn run(&self, p: Product) {
-        let lanes = self.lanes(p.k);
         let low = (self.lane == Lane::Widened).then_some([p.a.low, p.b.low]);
         for column in (0..p.n).step_by(self.kernels.width()) {
-            let cols = (p.n - column).min(self.kernels.width());
+            let panel = column..p.n.min(column + self.kernels.width());
             for row in (0..p.m).step_by(ROWS) {
                 let rows = (p.m - row).min(ROWS);
+                let (mut columns, mut terms) = (panel.clone(), 0..p.k);
+                let seen = match p.seen {
+                    Seen::Scores(band) => {
+                        let seen = band.queries(row..row + rows, p.n);
+                        let seen = seen.start / LANES * LANES..seen.end.next_multiple_of(LANES);
+                        columns = columns.start.max(seen.start)..columns.end.min(seen.end);
+                        &columns
+                    }
+                    Seen::Keys(band) => {
+                        terms = band.keys(row..row + rows, p.k);
+                        &terms
+                    }
+                    Seen::Queries(band) => {
+                        terms = band.queries(row..row + rows, p.k);
+                        &terms
+                    }
+                };
+                if seen.is_empty() {
+                    continue;
+                }
+                let (from, cols) = (self.lanes(terms.start / 2 * 2), columns.len());
+                let lanes = self.lanes(terms.end.next_multiple_of(2).min(p.k)) - from;
                 let [row_step, lane_step] = p.a.steps;
                 // Pointers beyond the rows repeat the last.
-                let a: [*const u32; ROWS] =
-                    std::array::from_fn(|i| p.a.ptr.wrapping_add((row + i.min(rows - 1)) * row_step));
+                let a: [*const u32; ROWS] = std::array::from_fn(|i| {
+                    p.a.ptr.wrapping_add((row + i.min(rows - 1)) * row_step + from * lane_step)
+                });
+                let b_step = self.kernels.panel_width(panel.len());
                 // SAFETY: as the caller says.
                 unsafe {
-                    let c = p.c.add(row * p.c_row + column);
+                    let c = p.c.add(row * p.c_row + columns.start);
                     let tile = Tile {
                         a: a.as_ptr(),
                         segments: 1,
                         lanes,
                         a_step: lane_step,
-                        b: p.b.ptr.add(column * p.b.lanes),
-                        b_step: self.kernels.panel_width(cols),
+                        b: p.b.ptr.add(column * p.b.lanes + from * b_step + columns.start - column),
+                        b_step,
                         init: if p.accumulate { c } else { std::ptr::null() },
                         init_stride: p.c_row,
                         out: c,

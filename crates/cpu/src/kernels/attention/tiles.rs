@@ -1,5 +1,6 @@
 //! Tiles of rows on their way between operands and scratch, and the steps on tiles of scores.
 
+use super::Band;
 use crate::gemm::{self, pack::Source};
 use crate::kernels::exp::{exp, exp_from};
 use crate::kernels::view::{DType, View, ViewMut};
@@ -222,8 +223,8 @@ pub(super) struct Running {
 }
 
 /// One step of the streaming softmax: turns scores `[keys][width]`, which are still to be multiplied with `scale`, into
-/// weights `e^(score - max)` at `weights` (which may be `scores`), 0 where the exponent is below `least`, and moves the running values
-/// on.
+/// weights `e^(score - max)` at `weights` (which may be `scores`), 0 where the exponent is below `least` or the key outside
+/// the `band`, and moves the running values on.
 ///
 /// # Safety
 /// All are writable for these sizes; `width` is a multiple of 16 and at most [`QUERIES`].
@@ -233,6 +234,7 @@ pub(super) unsafe fn softmax_step<V: Lanes, T: Float>(
     weights: *mut T,
     keys: usize,
     width: usize,
+    band: Band,
     scale: f32,
     least: f32,
     running: Running,
@@ -241,9 +243,10 @@ pub(super) unsafe fn softmax_step<V: Lanes, T: Float>(
     for at in (0..width).step_by(LANES) {
         // SAFETY: columns below `width`, keys below `keys`.
         unsafe {
+            let seen = band.keys(at..at + LANES, keys);
             let before = V::load(running.max.add(at));
             let mut max = before;
-            for key in 0..keys {
+            for key in seen.clone() {
                 max = V::load(scores.add(key * width + at)).mul(scale).max(max);
             }
             max.store(running.max.add(at));
@@ -252,7 +255,10 @@ pub(super) unsafe fn softmax_step<V: Lanes, T: Float>(
             let correction = exp(before.sub(max));
             correction.store(running.correction.add(at));
             let mut sum = V::load(running.sum.add(at)).mul(correction);
-            for key in 0..keys {
+            for key in (0..seen.start).chain(seen.end..keys) {
+                T::store(V::splat(0.0), weights.add(key * width + at));
+            }
+            for key in seen {
                 let place = key * width + at;
                 let weight = exp_from(V::load(scores.add(place)).mul(scale).sub(max), least);
                 T::store(weight, weights.add(place));
