@@ -6,7 +6,11 @@ use super::pack::{GROUP, Order, Pack, Packed, PackedRows, Source, packer};
 use super::plan::{KBlocks, Plan, RowsOfA};
 use super::{Epilogue, Float, GemmSpec, Layout, Strip};
 use crate::isa::{Cpu, Isa};
+use crate::simd::fetch;
 use std::ops::Range;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// A pointer that tasks share; each writes its own part.
 #[derive(Clone, Copy)]
@@ -291,6 +295,11 @@ impl Entry<'_> {
             }
             for first in rows.clone().step_by(ROWS) {
                 let count = ROWS.min(rows.end - first);
+                for row in first..first + count {
+                    for byte in (0..cols.len() * spec.c.dtype.bytes()).step_by(LINE) {
+                        fetch(c(row).wrapping_add(byte));
+                    }
+                }
                 let a_rows = a.tile(first..first + count);
                 let (init, init_stride) =
                     if plan.sums { (sums(first), plan.cols) } else { (c(first).cast::<f32>(), spec.c.row_stride) };
