@@ -295,7 +295,8 @@ impl Entry<'_> {
             }
             for first in rows.clone().step_by(ROWS) {
                 let count = ROWS.min(rows.end - first);
-                for row in first..first + count {
+                // The next tile's part of C: neither its loads nor its stores will have to wait for the memory.
+                for row in first + count..rows.end.min(first + count + ROWS) {
                     for byte in (0..cols.len() * spec.c.dtype.bytes()).step_by(LINE) {
                         fetch(c(row).wrapping_add(byte));
                     }
