@@ -6,6 +6,7 @@
 //! [`gemm`](crate::gemm) over window elements, then channels (input gradient: then filters), in ascending order; the
 //! weight gradient's over pixels in ascending order.
 
+mod ahead;
 mod depthwise;
 mod general;
 mod weight_gradient;

@@ -12,6 +12,7 @@
 mod copy;
 mod cut;
 
+use super::ahead::Ahead;
 use super::{Convolution, float};
 use crate::gemm::Float;
 use crate::gemm::bf16::Lowest;
@@ -21,7 +22,7 @@ use crate::isa::{Cpu, Isa};
 use crate::kernels::view::{DType, Pointer, Scratch};
 use crate::kernels::window::Pixels;
 use crate::simd::LANES;
-use copy::{Ahead, Copy};
+use copy::Copy;
 use cut::{Cut, Part, Share, Side};
 use std::ops::Range;
 
