@@ -96,7 +96,14 @@ impl Fixture {
 
     /// The model's programs with these settings, and a session that holds the fixture's weights.
     fn session(&self, train: &Train) -> (RunPlan, Box<dyn Session>) {
-        let recipe = Recipe { model: &self.model, train, objective: Objective::NextToken, weighted: false, steps: 10 };
+        let recipe = Recipe {
+            model: &self.model,
+            train,
+            objective: Objective::NextToken,
+            weighted: false,
+            mixed: false,
+            steps: 10,
+        };
         let plan = plan(&recipe, &self.data, &self.backend, None).unwrap_or_else(|e| panic!("{e}"));
         let mut session = self.backend.session(plan.programs()).unwrap();
         set_variables(&mut *session, &self.model, &self.weights);

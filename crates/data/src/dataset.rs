@@ -187,6 +187,10 @@ pub trait Dataset: Send + Sync {
     /// the data was opened has gone since.
     fn write_sample(&self, split: Split, epoch: u64, index: u64, out: &mut [&mut [u8]]);
 
+    /// Mixes the samples of a training batch, each of which has been written; `samples` has (epoch, index) of each, `out` one
+    /// buffer per field. A pure function of these and of the seed. Most data leaves samples as they are.
+    fn mix(&self, _samples: &[(u64, u64)], _out: &mut [&mut [u8]]) {}
+
     /// What is known of the data.
     fn facts(&self) -> &Facts;
 
@@ -221,7 +225,7 @@ pub fn batch_length(dataset: &dyn Dataset, split: Split, position: u64, batch: u
 /// Fills one batch, `[batch, shape...]` per field at [`batch_length`], and returns how many of its samples are real.
 ///
 /// Training: `position` counts samples since the start of the run; epoch = position / len, index = position % len, and a batch
-/// may straddle epochs; all samples are real. Validation: `position` is the index of the first sample; where samples run
+/// may straddle epochs; all samples are real, and [mixed](Dataset::mix) where the data asks for it. Validation: `position` is the index of the first sample; where samples run
 /// out the rest is padding (labels [`IGNORED_LABEL`], or NaN for real-valued targets).
 ///
 /// # Panics
@@ -253,6 +257,10 @@ pub fn fill_batch(dataset: &dyn Dataset, split: Split, position: u64, batch: usi
                 }
             }
         }
+    }
+    if split == Split::Train {
+        let samples: Vec<(u64, u64)> = (0..batch as u64).map(|slot| sample_at(split, position + slot, len)).collect();
+        dataset.mix(&samples, out);
     }
     real
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::config::DataConfig;
 use crate::dataset::Dataset;
 use crate::error::DataError;
-use crate::labelled::{self, Weighted};
+use crate::labelled::{self, Mixed, Weighted};
 use crate::text;
 
 /// What training asks of the data.
@@ -68,11 +68,15 @@ pub fn open(
     demands: Demands,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Box<dyn Dataset>, DataError> {
-    let dataset = open_source(config, base_dir, cache_dir, demands, progress)?;
-    Ok(match &config.class_weights {
-        Some(weights) => Box::new(Weighted::new(dataset, weights)?),
-        None => dataset,
-    })
+    let mut dataset = open_source(config, base_dir, cache_dir, demands, progress)?;
+    if let Some(weights) = &config.class_weights {
+        dataset = Box::new(Weighted::new(dataset, weights)?);
+    }
+    let augment = config.images.as_ref().and_then(|images| images.augment.as_ref());
+    if let Some(augment) = augment.filter(|augment| augment.mixes()) {
+        dataset = Box::new(Mixed::new(dataset, augment, demands)?);
+    }
+    Ok(dataset)
 }
 
 fn open_source(

@@ -25,6 +25,8 @@ pub(crate) enum Stream {
     Mask = 6,
     /// How a training picture is changed.
     Augment = 7,
+    /// How two training pictures are mixed.
+    Mix = 8,
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64 bits in which every input bit reaches
@@ -66,6 +68,39 @@ pub(crate) fn shuffled(seed: u64, epoch: u64, index: u64, n: u64) -> u64 {
         if x < n {
             return x;
         }
+    }
+}
+
+/// Random numbers of one sample for one purpose, one after the other.
+pub(crate) struct Draws {
+    stream: Stream,
+    key: u64,
+    count: u64,
+}
+
+impl Draws {
+    /// Those of the sample at `index` of `epoch`.
+    pub fn new(stream: Stream, (seed, epoch, index): (u64, u64, u64)) -> Draws {
+        Draws { stream, key: random(random(seed, stream, epoch), stream, index), count: 0 }
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.count += 1;
+        random(self.key, self.stream, self.count)
+    }
+
+    /// From 0 to below 1.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
+    /// A whole number from 0 to `most`, inclusive.
+    pub fn up_to(&mut self, most: usize) -> usize {
+        (self.unit() * (most + 1) as f64) as usize
     }
 }
 

@@ -168,6 +168,8 @@ fn settings_that_make_no_sense() {
         ("folder = \"animals\", size = [4, 4], augment = { randaugment = { magnitude = 99 } }", "magnitude 0 to 30"),
         ("folder = \"animals\", size = [4, 4], augment = { resized_crop = { scale = [1.0, 0.5] } }", "rising pairs"),
         ("folder = \"animals\", size = [4, 4], augment = { crop_padding = 9999 }", "at most 1024"),
+        ("folder = \"animals\", size = [4, 4], augment = { mixup = { alpha = 0.0 } }", "alpha = 0 is out of range"),
+        ("folder = \"animals\", size = [4, 4], augment = { cutmix = { alpha = -1.0 } }", "cutmix = { alpha = 1 }"),
     ];
     for (keys, expected) in cases {
         let error = folder.error(&format!("images = {{ {keys} }}\n"));

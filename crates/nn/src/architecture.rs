@@ -47,6 +47,9 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("efficientnet", include_str!("../../../architectures/efficientnet.star")),
 ];
 
+/// Files of blocks that several architectures load.
+const BLOCKS: &[(&str, &str)] = &[("rotary", include_str!("../../../architectures/rotary.star"))];
+
 /// Where an architecture program comes from.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ArchitectureSource {
@@ -342,14 +345,14 @@ fn parse(file: &str, text: &str) -> starlark::Result<AstModule> {
     Ok(program)
 }
 
-/// What `load("llama.star", "self_attention")` finds: the functions of the built-in architectures.
+/// What `load("llama.star", "self_attention")` finds: the functions of the built-in architectures and of [`BLOCKS`].
 struct Blocks<'a>(&'a Shared);
 
 impl FileLoader for Blocks<'_> {
     fn load(&self, path: &str) -> starlark::Result<FrozenModule> {
-        let built_in = BUILT_IN.iter().find(|(name, _)| path.strip_suffix(".star") == Some(name));
-        let Some((_, text)) = built_in else {
-            let known = BUILT_IN.iter().map(|(name, _)| format!("{name}.star")).collect::<Vec<_>>().join(", ");
+        let files = || BUILT_IN.iter().chain(BLOCKS);
+        let Some((_, text)) = files().find(|(name, _)| path.strip_suffix(".star") == Some(name)) else {
+            let known = files().map(|(name, _)| format!("{name}.star")).collect::<Vec<_>>().join(", ");
             let error = ModelError::new(format!("there is no built-in architecture {path:?} to load from"));
             return Err(starlark::Error::new_other(error.help(format!("there are {known}"))));
         };

@@ -9,7 +9,7 @@ use tenon_graph::passes::rewrite::rename_inputs;
 use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Shape, Type};
 
-use tenon_data::LABEL_WEIGHTS;
+use tenon_data::{LABEL_WEIGHTS, MIXED_LABEL_WEIGHTS, MIXED_LABELS};
 use tenon_nn::{Model, RANDOM_KEY};
 
 use crate::experiment::{Objective, Train};
@@ -34,6 +34,8 @@ pub struct Recipe<'a> {
     pub objective: Objective,
     /// Whether samples bring the weight of their class.
     pub weighted: bool,
+    /// Whether samples bring a second class with its weight, that of what was mixed in.
+    pub mixed: bool,
     /// Optimizer steps in all.
     pub steps: u64,
 }
@@ -86,13 +88,18 @@ impl Recipe<'_> {
         let names = self.trainable();
         let predictions = predictions(&b);
         let labels = labels(&b, self.objective, &predictions.ty());
-        let weights = self.weighted.then(|| b.input(LABEL_WEIGHTS, Role::Data, Type::new(DType::F32, labels.shape())));
-        let sums = sums(self.objective, predictions, labels, weights, self.train.label_smoothing);
-        let denominator = b.input(DENOMINATOR, Role::Data, scalar_type());
-        let loss = match self.auxiliary(&b) {
-            Some(auxiliary) => sums.loss / denominator + auxiliary,
-            None => sums.loss / denominator,
-        };
+        let like_labels = |name, dtype| b.input(name, Role::Data, Type::new(dtype, labels.shape()));
+        let loss_of =
+            |labels, weights| sums(self.objective, predictions, labels, weights, self.train.label_smoothing).loss;
+        let mut loss = loss_of(labels, self.weighted.then(|| like_labels(LABEL_WEIGHTS, DType::F32)));
+        if self.mixed {
+            let weights = like_labels(MIXED_LABEL_WEIGHTS, DType::F32);
+            loss = loss + loss_of(like_labels(MIXED_LABELS, DType::I32), Some(weights));
+        }
+        loss = loss / b.input(DENOMINATOR, Role::Data, scalar_type());
+        if let Some(auxiliary) = self.auxiliary(&b) {
+            loss = loss + auxiliary;
+        }
         b.set_phase(Phase::Backward);
         let weights: Vec<Tensor<'_>> = names.iter().map(|name| self.weight(&b, name)).collect();
         let gradients = gradients(loss, &weights);

@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use tenon_data::{
-    DataConfig, DataError, Dataset, Demands, ElementType, Facts, LABEL_WEIGHTS, Progress, Split, TokenizerConfig,
+    DataConfig, DataError, Dataset, Demands, ElementType, Facts, LABEL_WEIGHTS, MIXED_LABELS, Progress, Split,
+    TokenizerConfig,
 };
 use tenon_graph::backend::Backend;
 use tenon_nn::lora::{Adapter, freeze, lora};
@@ -270,13 +271,19 @@ impl Setup {
         Ok(Setup { experiment, origin: origin.to_owned(), data, model, trained, adapters, start, objective, steps })
     }
 
+    /// Whether samples have a field.
+    fn brings(&self, name: &str) -> bool {
+        self.data.fields().iter().any(|field| field.name == name)
+    }
+
     /// What the training programs are made from.
     pub fn recipe(&self) -> Recipe<'_> {
         Recipe {
             model: &self.trained,
             train: &self.experiment.train,
             objective: self.objective,
-            weighted: self.data.fields().iter().any(|f| f.name == LABEL_WEIGHTS),
+            weighted: self.brings(LABEL_WEIGHTS),
+            mixed: self.brings(MIXED_LABELS),
             steps: self.steps,
         }
     }

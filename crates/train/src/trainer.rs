@@ -6,7 +6,7 @@ use std::io::Read;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use tenon_data::{Dataset, ElementType, Field, LABEL_WEIGHTS, Split, batch_length, fill_batch};
+use tenon_data::{Dataset, ElementType, Field, LABEL_WEIGHTS, MIXED_LABEL_WEIGHTS, Split, batch_length, fill_batch};
 use tenon_graph::backend::{Backend, BackendError, NonFinite, Session};
 use tenon_graph::op::Role;
 use tenon_graph::types::{DType, Type};
@@ -233,9 +233,12 @@ impl<'a> Trainer<'a> {
 
     /// The labels in the batch buffers that count, or the sum of their weights where they have some.
     fn count_labels(&self) -> f64 {
-        if let Some(weights) = self.session.input(LABEL_WEIGHTS) {
-            let weights = weights[..self.train.batch as usize * 4].chunks_exact(4);
-            return weights.map(|w| f64::from(f32::from_le_bytes([w[0], w[1], w[2], w[3]]))).sum();
+        let weights = |name| {
+            let bytes = &self.session.input(name)?[..self.train.batch as usize * 4];
+            Some(bytes.as_chunks::<4>().0.iter().map(|w| f64::from(f32::from_le_bytes(*w))).sum::<f64>())
+        };
+        if let Some(own) = weights(LABEL_WEIGHTS) {
+            return own + weights(MIXED_LABEL_WEIGHTS).unwrap_or(0.0);
         }
         let Some(field) = self.data.fields().iter().find(|f| f.name == LABELS) else { return 0.0 };
         let bytes = self.session.input(LABELS).unwrap_or_default();

@@ -39,8 +39,14 @@ pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
         optimizer: Optimizer::Adamw(AdamW { lr: 1e-4, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 }),
         ..Train::default()
     };
-    let recipe =
-        Recipe { model: &case.model, train: &train, objective, weighted: false, steps: case.warmup + case.steps };
+    let recipe = Recipe {
+        model: &case.model,
+        train: &train,
+        objective,
+        weighted: false,
+        mixed: false,
+        steps: case.warmup + case.steps,
+    };
     let plan = plan(&recipe, &data, &case.backend, None)?;
     let planned = plan.allocation.total();
     let mut trainer = Trainer::new(plan, &case.model, &train, &data, &case.backend)?;

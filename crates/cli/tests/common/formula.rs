@@ -89,7 +89,7 @@ impl Filled {
         let adamw = AdamW { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
         let (batch, optimizer) = (self.batch as u64, Optimizer::Adamw(adamw));
         let train = Train { batch, optimizer, clip: None, accumulate, ..Train::default() };
-        let recipe = Recipe { model, train: &train, objective, weighted: false, steps: 10 };
+        let recipe = Recipe { model, train: &train, objective, weighted: false, mixed: false, steps: 10 };
         let plan = plan(&recipe, self, backend, None).unwrap_or_else(|e| panic!("{e}"));
         let mut session = backend.session(plan.programs()).unwrap();
         set_variables(&mut *session, model, values);

@@ -116,6 +116,12 @@ fn pointwise_strided_wide_and_empty_ones() {
         (2, vec![16, 16], vec![window(4, 4, 0, 0); 2], 3, 24),
         (2, vec![9, 9], vec![window(1, 3, 0, 0); 2], 8, 8),
         (1, vec![1000], vec![window(5, 1, 4, 0)], 6, 6),
+        // Several blocks of the weight gradient: whole maps, rows of a map, pieces of a row.
+        (20, vec![7, 7], vec![window(3, 1, 1, 1); 2], 18, 70),
+        (1, vec![40, 31], vec![window(3, 1, 1, 1); 2], 5, 8),
+        (1, vec![1701], vec![window(5, 2, 2, 1)], 4, 6),
+        (1, vec![1601], vec![window(3, 1, 1, 1)], 17, 3),
+        (1, vec![30, 27], vec![window(1, 1, 0, 0); 2], 70, 5),
         (0, vec![5, 5], vec![window(3, 1, 1, 1); 2], 4, 4),
         (0, vec![5], vec![window(1, 1, 0, 0)], 4, 4),
         (2, vec![5, 5], vec![window(3, 1, 1, 1); 2], 0, 4),

@@ -7,7 +7,7 @@ use super::colour;
 use super::picture::Picture;
 use super::resize::{Filter, resize};
 use crate::error::DataError;
-use crate::order::{Stream, random};
+use crate::order::{Draws, Stream};
 
 /// Random changes of training pictures, in the order of these keys. The held-out part is never changed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +28,20 @@ pub struct Augment {
     /// Random brightness, contrast, saturation and hue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Jitter>,
+    /// Mixes a picture with another of its batch: every pixel, and the classes, as share and rest (Zhang et al. 2017).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixup: Option<Mixing>,
+    /// Puts a box of another picture of the batch into a picture; the classes have the shares of the area (Yun et al. 2019).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cutmix: Option<Mixing>,
+}
+
+/// How much of a picture is left: a share drawn from the distribution Beta(alpha, alpha).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mixing {
+    /// Above 0. 1 draws all shares alike; less prefers those near 0 and 1.
+    pub alpha: f64,
 }
 
 /// A random part of a picture (Szegedy et al. 2014).
@@ -82,39 +96,15 @@ pub struct RandAugment {
     pub magnitude: f64,
 }
 
+/// Shares are all but one half beyond it.
+const MOST_ALPHA: f64 = 1000.0;
+
 fn two() -> usize {
     2
 }
 
 fn nine() -> f64 {
     9.0
-}
-
-/// Random numbers of one sample.
-struct Draws {
-    key: u64,
-    count: u64,
-}
-
-impl Draws {
-    fn bits(&mut self) -> u64 {
-        self.count += 1;
-        random(self.key, Stream::Augment, self.count)
-    }
-
-    /// From 0 to below 1.
-    fn unit(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn between(&mut self, low: f64, high: f64) -> f64 {
-        low + (high - low) * self.unit()
-    }
-
-    /// A whole number from 0 to `most`, inclusive.
-    fn up_to(&mut self, most: usize) -> usize {
-        (self.unit() * (most + 1) as f64) as usize
-    }
 }
 
 impl Augment {
@@ -158,7 +148,20 @@ impl Augment {
             let what = format!("count = {count} and magnitude = {magnitude}: at most 16 changes, magnitude 0 to 30");
             return wrong("randaugment", what, "randaugment = { count = 2, magnitude = 9 }");
         }
+        for (key, mixing, usual) in [("mixup", self.mixup, 0.2), ("cutmix", self.cutmix, 1.0)] {
+            if let Some(Mixing { alpha }) = mixing
+                && !(alpha > 0.0 && alpha <= MOST_ALPHA)
+            {
+                let what = format!("alpha = {alpha} is out of range: above 0, and at most {MOST_ALPHA}");
+                return wrong(key, what, &format!("{key} = {{ alpha = {usual} }}"));
+            }
+        }
         Ok(())
+    }
+
+    /// Whether pictures of a batch are mixed.
+    pub(crate) fn mixes(&self) -> bool {
+        self.mixup.is_some() || self.cutmix.is_some()
     }
 
     /// The picture of a training sample. `whole` is as the file has it; `middle` makes what the model would see of it
@@ -169,10 +172,9 @@ impl Augment {
         middle: impl FnOnce(&Picture) -> Picture,
         [height, width]: [usize; 2],
         filter: Filter,
-        (seed, epoch, index): (u64, u64, u64),
+        sample: (u64, u64, u64),
     ) -> Picture {
-        let key = random(random(seed, Stream::Augment, epoch), Stream::Augment, index);
-        let mut draws = Draws { key, count: 0 };
+        let mut draws = Draws::new(Stream::Augment, sample);
         let mut picture = match &self.resized_crop {
             Some(crop) => resized_crop(whole, crop, [height, width], filter, &mut draws),
             None => middle(whole),

@@ -4,6 +4,7 @@
 //! one. Both add in the same order.
 
 use super::Convolution;
+use super::ahead::Ahead;
 use crate::isa::Cpu;
 use crate::kernels::view::{DType, Pointer, Scratch, piece};
 use crate::kernels::window::{Pixels, place};
@@ -105,6 +106,8 @@ impl<F: Float> Task for Of<F, Row<'_>> {
             Direction::InputGradient | Direction::WeightGradient => (window.stride, 1),
         };
         let ahead = row.from.offset(0, [0, 0, ahead]);
+        let mut soon = row.soon();
+        let quota = soon.lines * 8 / row.sizes[2];
         for residue in 0..step.min(row.sizes[2]) {
             let mut x = residue;
             while x < row.sizes[2] {
@@ -118,6 +121,7 @@ impl<F: Float> Task for Of<F, Row<'_>> {
                     let taps = row.taps_of(x);
                     if run(8) {
                         row.results::<F, V, 8>(taps, x, step, ahead);
+                        soon.fetch(quota);
                         x += 8 * step;
                     } else if run(4) {
                         row.results::<F, V, 4>(taps, x, step, ahead);
@@ -133,6 +137,28 @@ impl<F: Float> Task for Of<F, Row<'_>> {
 }
 
 impl<'a> Row<'a> {
+    /// What the rows after the next read that this one does not: the next may be another thread's.
+    fn soon(&self) -> Ahead {
+        let geometry = &self.spec.geometry;
+        let window = &geometry.windows[1];
+        let (z, row) = (self.row / self.sizes[1], self.row % self.sizes[1] + 2);
+        let (end, rows, sizes) = match self.spec.direction {
+            Direction::Forward => {
+                let end = row * window.stride + (window.size - 1) * window.dilation + 1;
+                (end.saturating_sub(window.low), window.stride, geometry.input)
+            }
+            Direction::InputGradient | Direction::WeightGradient => {
+                ((row + window.low) / window.stride + 1, 1, geometry.output)
+            }
+        };
+        if end > sizes[1] || end < rows || z >= sizes[0] {
+            return Ahead::NOTHING;
+        }
+        let first = self.from.offset(self.n, [z, end - rows, 0]);
+        let bytes = self.spec.channels * self.spec.dtype.size();
+        Ahead::new(self.from.bytes(first), bytes, bytes, rows * sizes[2])
+    }
+
     /// Whether no element that the result's window, or the windows that reach it, may have along the row is missing.
     #[inline(always)]
     fn is_inside(&self, x: usize) -> bool {
@@ -260,6 +286,8 @@ impl<F: Float, const P: usize> Task for Parts<'_, F, P> {
         for row in 0..geometry.n * geometry.output[0] * geometry.output[1] {
             let at = place(row * geometry.output[2] % geometry.outputs().max(1), geometry.output);
             let n = row / (geometry.output[0] * geometry.output[1]);
+            let mut soon = work.soon(n, at, P);
+            let quotas = soon.map(|ahead| ahead.lines.div_ceil(geometry.output[2]));
             for d in 0..deep {
                 let Some(z) = geometry.reads(0, at[0], d) else { continue };
                 for h in 0..high {
@@ -269,9 +297,9 @@ impl<F: Float, const P: usize> Task for Parts<'_, F, P> {
                     // SAFETY: rows that exist.
                     unsafe {
                         match wide {
-                            3 => work.row::<F, V, P, 3>(dy, x, tap, 0),
-                            5 => work.row::<F, V, P, 5>(dy, x, tap, 0),
-                            _ => (0..wide).for_each(|w| work.row::<F, V, P, 1>(dy, x, tap + w, w)),
+                            3 => work.row::<F, V, P, 3>(dy, x, tap, 0, &mut soon, quotas),
+                            5 => work.row::<F, V, P, 5>(dy, x, tap, 0, &mut soon, quotas),
+                            _ => (0..wide).for_each(|w| work.row::<F, V, P, 1>(dy, x, tap + w, w, &mut soon, quotas)),
                         }
                     }
                 }
@@ -281,8 +309,29 @@ impl<F: Float, const P: usize> Task for Parts<'_, F, P> {
 }
 
 impl Weights<'_> {
+    /// What the next row of outputs reads of `parts` vectors that this one does not, of the output gradient and the input.
+    fn soon(&self, n: usize, at: [usize; 3], parts: usize) -> [Ahead; 2] {
+        let geometry = &self.spec.geometry;
+        let window = &geometry.windows[1];
+        let next = at[1] + 1;
+        let end = (next * window.stride + (window.size - 1) * window.dilation + 1).saturating_sub(window.low);
+        if next == geometry.output[1] || end < window.stride || end > geometry.input[1] {
+            return [Ahead::NOTHING; 2];
+        }
+        let size = self.spec.dtype.size();
+        let of = |map: &Pixels, place: [usize; 3], pixels: usize| {
+            let first = map.bytes(map.offset(n, place) + self.channel);
+            Ahead::new(first, self.spec.channels * size, parts * LANES * size, pixels)
+        };
+        let z = (at[0] * geometry.windows[0].stride).min(geometry.input[0] - 1);
+        [
+            of(&self.dy, [at[0], next, 0], geometry.output[2]),
+            of(&self.x, [z, end - window.stride, 0], window.stride * geometry.input[2]),
+        ]
+    }
+
     /// Adds one row of output pixels to the sums of `K` window elements from `tap` on, the first of which is `first` in its
-    /// row of the window. `dy` and `x` are the offsets of both rows.
+    /// row of the window. `dy` and `x` are the offsets of both rows; meanwhile lines of `soon` are asked for.
     ///
     /// # Safety
     /// The rows exist.
@@ -293,6 +342,8 @@ impl Weights<'_> {
         x: usize,
         tap: usize,
         first: usize,
+        soon: &mut [Ahead; 2],
+        quotas: [usize; 2],
     ) {
         let geometry = &self.spec.geometry;
         let count = |p: usize| if self.whole || p + 1 < P { LANES } else { self.spec.channels % LANES };
@@ -308,6 +359,8 @@ impl Weights<'_> {
                 }
             }
             for output in 0..geometry.output[2] {
+                soon[0].fetch(quotas[0]);
+                soon[1].fetch(quotas[1]);
                 let mut gradient = [V::splat(0.0); P];
                 for (p, gradient) in gradient.iter_mut().enumerate() {
                     let at = self.dy.bytes(dy + output * dy_step + self.channel + p * LANES);

@@ -5,17 +5,14 @@
 use super::{Convolution, float};
 use crate::gemm::{GemmSpec, Layout, gemm, gemm_scratch_bytes, pack_b, packed_bytes};
 use crate::isa::{Cpu, Isa};
-use crate::kernels::view::{DType, Pointer, Scratch, piece};
+use crate::kernels::view::{Pointer, Scratch, piece};
 use crate::kernels::window::{Geometry, Pixels, place};
-use crate::simd::{Float as _, LANES, Lanes, Task};
 use tenon_graph::op::Direction;
 
 /// Bytes of an unfolded block in one task, about: half of an L2 cache.
 const BLOCK: usize = 512 * 1024;
-/// Bytes of the unfolded block that all threads share in the weight gradient, about.
+/// Bytes of all windows, unfolded at once, at most.
 const SHARED: usize = 4 * 1024 * 1024;
-/// Rows that one task unfolds there.
-const ROWS: usize = 32;
 /// Rows that one task unfolds where there are few.
 const FEW_ROWS: usize = 8;
 
@@ -48,11 +45,7 @@ pub(super) fn scratch(spec: &Convolution, isa: Isa, threads: usize) -> (usize, u
             }
             (packed * spec.groups + piece::<u8>(spec.filters * spec.depth() * spec.dtype.size()), each)
         }
-        Direction::WeightGradient => {
-            let blocks = Blocks::of(spec);
-            let unfolded = piece::<u8>(blocks.rows * spec.groups * spec.depth() * spec.dtype.size());
-            (unfolded + piece::<f32>(blocks.sums(spec)) + piece::<u8>(blocks.gemm_bytes(spec, isa, threads)), 0)
-        }
+        Direction::WeightGradient => (0, super::weight_gradient::scratch(spec, isa)),
     }
 }
 
@@ -391,100 +384,6 @@ unsafe fn fold_rows(spec: &Convolution, dy: &Pixels, class: &Class, group: usize
                     }
                 }
             }
-        }
-    }
-}
-
-/// The blocks of output pixels of a weight gradient.
-struct Blocks {
-    rows: usize,
-}
-
-impl Blocks {
-    fn of(spec: &Convolution) -> Blocks {
-        let row = spec.groups * spec.depth() * spec.dtype.size();
-        Blocks { rows: (SHARED / row.max(1)).clamp(64, 4096).min(spec.pixels()) }
-    }
-
-    /// Elements of the `f32` sums where the result is not `f32` itself.
-    fn sums(&self, spec: &Convolution) -> usize {
-        if spec.result == DType::F32 { 0 } else { spec.filters * spec.depth() }
-    }
-
-    fn product(&self, spec: &Convolution, first: usize) -> GemmSpec {
-        let (dtype, depth) = (float(spec.dtype), spec.depth());
-        let n = (spec.pixels() - first).min(self.rows);
-        let gradients = Layout::row_major(dtype, spec.filters).transposed().batched([0, spec.group_filters]);
-        let block = Layout::row_major(dtype, depth).batched([0, self.rows * depth]);
-        let sums = Layout::row_major(float(DType::F32), depth).batched([0, spec.group_filters * depth]);
-        let product = GemmSpec::new(spec.group_filters, depth, n, gradients, block, sums);
-        GemmSpec { batch: [1, spec.groups], accumulate: first > 0, ..product }
-    }
-
-    fn starts(&self, spec: &Convolution) -> impl Iterator<Item = usize> {
-        (0..spec.pixels()).step_by(self.rows.max(1))
-    }
-
-    fn gemm_bytes(&self, spec: &Convolution, isa: Isa, threads: usize) -> usize {
-        let starts = [0, self.rows, self.starts(spec).last().unwrap_or(0)];
-        let inside = starts.into_iter().filter(|first| *first < spec.pixels());
-        inside.map(|first| gemm_scratch_bytes(&self.product(spec, first), isa, threads)).max().unwrap_or(0)
-    }
-}
-
-/// `(output gradient, input) -> weight gradient`: blocks of pixels one after the other, each unfolded and multiplied by
-/// all threads.
-pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixels, dw: Pixels, scratch: Scratch<'_>) {
-    let blocks = Blocks::of(spec);
-    let (depth, size) = (spec.depth(), spec.dtype.size());
-    let mut shared = scratch.shared();
-    let unfolded = Pointer(shared.take::<u8>(blocks.rows * spec.groups * depth * size));
-    let sums = shared.take::<f32>(blocks.sums(spec));
-    let memory = shared.take::<u8>(blocks.gemm_bytes(spec, cpu.isa(), cpu.pool.threads()));
-    let to = if spec.result == DType::F32 { dw.bytes(0) } else { sums.cast() };
-    let elements = spec.filters * depth;
-    if spec.pixels() == 0 {
-        // SAFETY: the result has this many elements, and zero bytes are zeros.
-        unsafe { std::ptr::write_bytes(dw.bytes(0), 0, elements * spec.result.size()) };
-        return;
-    }
-    for first in blocks.starts(spec) {
-        let n = (spec.pixels() - first).min(blocks.rows);
-        cpu.pool.run(n.div_ceil(ROWS) * spec.groups, |task, _| {
-            let (row, group) = (task / spec.groups * ROWS, task % spec.groups);
-            // SAFETY: the pixels exist, and the tasks' rows of the block are apart.
-            unsafe {
-                let to = unfolded.get().add((group * blocks.rows + row) * depth * size);
-                unfold(spec, &x, group, first + row, (n - row).min(ROWS), to);
-            }
-        });
-        // SAFETY: the product's layouts are those of the row-major output gradient from this pixel on, of the block
-        // and of the sums; the result is a view of its own.
-        unsafe {
-            gemm(cpu, &blocks.product(spec, first), dy.bytes(first * spec.filters), unfolded.get(), to, memory, None);
-        }
-    }
-    if spec.result != DType::F32 {
-        cpu.vectorise(Narrow { from: sums, to: dw.bytes(0).cast(), n: elements });
-    }
-}
-
-/// Rounds `f32` to `bf16`.
-struct Narrow {
-    from: *const f32,
-    to: *mut u16,
-    n: usize,
-}
-
-impl Task for Narrow {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes>(self) {
-        for at in (0..self.n).step_by(LANES) {
-            let count = (self.n - at).min(LANES);
-            // SAFETY: as many elements are in both.
-            unsafe { u16::store_first(f32::load_first::<V>(self.from.add(at), count), self.to.add(at), count) };
         }
     }
 }

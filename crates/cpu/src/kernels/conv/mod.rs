@@ -1,12 +1,15 @@
 //! Convolution and its two gradients, channels last, over one to three spatial axes.
 //!
 //! Three ways, chosen by the shape: a pointwise convolution is one matrix product; a depthwise one has direct loops
-//! ([`depthwise`]); any other is unfolded block by block into rows for matrix products ([`general`]). Sums are those
-//! of [`gemm`](crate::gemm) over window elements, then channels (input gradient: then filters), in ascending order;
-//! the weight gradient's over pixels in ascending order.
+//! ([`depthwise`]); any other is unfolded block by block into rows for matrix products ([`general`]). The weight gradient
+//! of all but depthwise ones is a product without unfolding ([`weight_gradient`]). Sums are those of
+//! [`gemm`](crate::gemm) over window elements, then channels (input gradient: then filters), in ascending order; the
+//! weight gradient's over pixels in ascending order.
 
+mod ahead;
 mod depthwise;
 mod general;
+mod weight_gradient;
 
 use super::view::{DType, View, ViewMut};
 use super::window::{Geometry, Pixels};
@@ -53,7 +56,9 @@ impl Weights {
         let w = Pixels::of("the weight", weight);
         // SAFETY: the caller's; the weights have been checked to be row-major of this shape.
         unsafe {
-            if spec.is_pointwise() {
+            if spec.reads_plain_weights() {
+                std::ptr::copy_nonoverlapping(w.bytes(0), to, spec.weights_bytes(cpu.isa()));
+            } else if spec.is_pointwise() {
                 pack_b(cpu, &spec.product().b, spec.channels, spec.filters, w.bytes(0), to);
             } else if spec.is_depthwise() {
                 depthwise::turn_weights(spec, w, to.cast());
@@ -109,7 +114,9 @@ impl Convolution {
 
     /// The bytes of its [`Weights`].
     pub fn weights_bytes(&self, isa: Isa) -> usize {
-        if self.is_pointwise() {
+        if self.reads_plain_weights() {
+            self.filters * self.channels * self.dtype.size()
+        } else if self.is_pointwise() {
             packed_bytes(isa, float(self.dtype), self.channels, self.filters)
         } else if self.is_depthwise() {
             piece::<f32>(depthwise::weights(self))
@@ -128,30 +135,45 @@ impl Convolution {
         self.geometry.n * self.geometry.outputs()
     }
 
-    fn is_pointwise(&self) -> bool {
+    /// Whether each window is one pixel, and each pixel has one.
+    fn is_plain(&self) -> bool {
         let plain = |w: &Window| (w.size, w.stride, w.low, w.high) == (1, 1, 0, 0);
-        self.groups == 1 && self.geometry.windows.iter().all(plain)
+        self.geometry.windows.iter().all(plain)
+    }
+
+    /// Whether it is one matrix product.
+    fn is_pointwise(&self) -> bool {
+        self.groups == 1 && self.is_plain()
     }
 
     fn is_depthwise(&self) -> bool {
         self.group_channels == 1 && self.group_filters == 1
     }
 
-    /// The product that a pointwise convolution is.
+    /// The product that a pointwise convolution or its input gradient is.
     fn product(&self) -> GemmSpec {
+        let product = self.plain_product();
+        GemmSpec { packed_b: self.has_weights && !product.is_dot(), ..product }
+    }
+
+    /// The same, with weights as they lie in memory.
+    fn plain_product(&self) -> GemmSpec {
         let (pixels, c, o) = (self.pixels(), self.channels, self.filters);
         let (operand, result) = (float(self.dtype), float(self.result));
         let rows = |n| Layout::row_major(operand, n);
         match self.direction {
             Direction::Forward => {
-                let spec = GemmSpec::new(pixels, o, c, rows(c), rows(c).transposed(), Layout::row_major(result, o));
-                GemmSpec { packed_b: self.has_weights, ..spec }
+                GemmSpec::new(pixels, o, c, rows(c), rows(c).transposed(), Layout::row_major(result, o))
             }
             Direction::InputGradient => GemmSpec::new(pixels, c, o, rows(o), rows(c), Layout::row_major(result, c)),
-            Direction::WeightGradient => {
-                GemmSpec::new(o, c, pixels, rows(o).transposed(), rows(c), Layout::row_major(result, c))
-            }
+            Direction::WeightGradient => unreachable!("weight gradients are no products of whole operands"),
         }
+    }
+
+    /// Whether the forward convolution reads its weights as they lie in memory: packed ones would be summed in another
+    /// order.
+    fn reads_plain_weights(&self) -> bool {
+        self.is_pointwise() && self.plain_product().is_dot()
     }
 
     /// The bytes of scratch that [`convolve`] needs on this instruction set and a pool of `threads`.
@@ -161,7 +183,7 @@ impl Convolution {
     }
 
     fn scratch(&self, isa: Isa, threads: usize) -> (usize, usize) {
-        if self.is_pointwise() {
+        if self.is_pointwise() && self.direction != Direction::WeightGradient {
             (piece::<u8>(gemm_scratch_bytes(&self.product(), isa, threads)), 0)
         } else if self.is_depthwise() {
             depthwise::scratch(self)
@@ -227,7 +249,7 @@ pub fn convolve(
     let (shared, each) = spec.scratch(cpu.isa(), threads);
     let scratch = Scratch::new(scratch_memory, shared, each, threads);
     let [a, b, to] = [a, b, &**to].map(|view| Pixels::of("an operand of a convolution", view));
-    if spec.is_pointwise() {
+    if spec.is_pointwise() && spec.direction != Direction::WeightGradient {
         return product(cpu, spec, a, b.bytes(0), to, scratch);
     }
     // Weights are made at the start of the shared scratch.
@@ -248,7 +270,7 @@ pub fn convolve(
             general::forward(cpu, spec, a, weights, to, scratch);
         }
         (false, Direction::InputGradient) => general::input_gradient(cpu, spec, a, b, to, scratch),
-        (false, Direction::WeightGradient) => general::weight_gradient(cpu, spec, a, b, to, scratch),
+        (false, Direction::WeightGradient) => weight_gradient::weight_gradient(cpu, spec, a, b, to, scratch),
     }
 }
 
