@@ -4,9 +4,13 @@
 //! tens of microseconds, so a worker that has run out of tasks looks for the next region for a while before it
 //! parks. A region never waits for a worker that has not taken part in it: late sleepers and descheduled threads
 //! cost nothing but their help.
+//!
+//! Each worker starts with a range of the tasks of its own, the same in every region of as many tasks, so that what it has
+//! in its caches from the step before is what it works on again; then it helps the others.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,7 +42,8 @@ pub struct Pool {
 
 struct Shared {
     state: AtomicU64,
-    next: AtomicUsize,
+    /// The next task of each worker's range.
+    next: Vec<Next>,
     job: UnsafeCell<Option<Job>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: Vec<Sleeper>,
@@ -51,6 +56,11 @@ struct Job {
     run: *const (dyn Fn(usize, usize) + Sync),
     tasks: usize,
 }
+
+/// A number in cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Next(AtomicUsize);
 
 #[derive(Default)]
 struct Sleeper {
@@ -75,7 +85,7 @@ impl Pool {
         let others = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
+            next: (0..=others).map(|_| Next::default()).collect(),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             sleepers: (0..others).map(|_| Sleeper::default()).collect(),
@@ -133,7 +143,9 @@ impl Pool {
         let job = Job { run, tasks };
         // SAFETY: the last region is closed with nobody inside, and `turn` keeps other callers out.
         unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Ordering::Relaxed);
+        for (worker, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.range(worker, tasks).start, Ordering::Relaxed);
+        }
         let region = (shared.state.load(Ordering::Relaxed) & !(OPEN | INSIDE)).wrapping_add(REGION);
         shared.state.store(region | OPEN, Ordering::Release);
         // A worker marks itself asleep before it looks at the state a last time; with the two fences either it sees
@@ -210,22 +222,32 @@ impl Shared {
         }
     }
 
+    /// The tasks that a worker begins with.
+    fn range(&self, worker: usize, tasks: usize) -> Range<usize> {
+        let (each, rest) = (tasks / self.next.len(), tasks % self.next.len());
+        let start = |worker: usize| each * worker + rest * worker / self.next.len();
+        start(worker)..start(worker + 1)
+    }
+
     /// Runs tasks of the region until none is left; a panic is kept for the caller and ends the region.
     fn take_tasks(&self, job: Job, worker: usize) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let _inside = InTask::enter();
-            loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= job.tasks {
-                    break;
+            for whose in (worker..self.next.len()).chain(0..worker) {
+                let end = self.range(whose, job.tasks).end;
+                loop {
+                    let task = self.next[whose].0.fetch_add(1, Ordering::Relaxed);
+                    if task >= end {
+                        break;
+                    }
+                    // SAFETY: the caller of `run` keeps the function alive until every worker is out of the region.
+                    unsafe { (*job.run)(task, worker) };
                 }
-                // SAFETY: the caller of `run` keeps the function alive until every worker is out of the region.
-                unsafe { (*job.run)(task, worker) };
             }
         }));
         if let Err(payload) = outcome {
             // Far above any task number, and far enough below the top for every worker's last increment.
-            self.next.store(usize::MAX / 2, Ordering::Relaxed);
+            self.next.iter().for_each(|next| next.0.store(usize::MAX / 2, Ordering::Relaxed));
             lock(&self.panic).get_or_insert(payload);
         }
     }

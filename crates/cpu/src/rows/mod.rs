@@ -32,6 +32,8 @@ use window::Positions;
 
 /// Elements of a chunk, the unit of work of a thread: a few tens of microseconds.
 const CHUNK: usize = 16 * 1024;
+/// Chunks of long rows come in multiples of this, so that few threads share them evenly.
+const EVEN: usize = 8;
 /// The most partial results of a column reduction, all chunks together; more only if each chunk has groups of its own.
 const MOST_PARTIALS: usize = 64;
 /// Bytes of the first-level cache for the registers of a tile.
@@ -121,7 +123,7 @@ enum Chunks {
 impl Chunks {
     fn new(fused: &Fused, column_reductions: bool) -> Chunks {
         if fused.flat {
-            let count = fused.cols.div_ceil(CHUNK).max(1);
+            let count = if fused.cols <= CHUNK { 1 } else { fused.cols.div_ceil(CHUNK).next_multiple_of(EVEN) };
             return Chunks::Elements(fused.cols.div_ceil(count).next_multiple_of(2 * reduce::LANES).max(1));
         }
         let rows = (CHUNK / fused.cols.max(1)).max(1);
