@@ -128,7 +128,12 @@ def efficientnet_b0(size, classes):
     return model
 
 
-VISION = {"bench/resnet50.star": resnet50, "bench/efficientnet_b0.star": efficientnet_b0}
+def vit(channels, height, width, classes):
+    assert (channels, height) == (3, width)
+    return torchvision.models.vit_b_16(image_size=height, num_classes=classes)
+
+
+VISION = {"bench/resnet50.star": resnet50, "bench/efficientnet_b0.star": efficientnet_b0, "vit": vit}
 
 
 def samples(case):

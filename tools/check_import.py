@@ -180,6 +180,19 @@ def patches(rng, folder):
     return kind.__name__, of_transformers(folder, kind, config, dict(pixel_values=pixels))
 
 
+def residuals(rng, folder):
+    stages = rng.choice([2, 3, 4])
+    config = hf.ResNetConfig(
+        layer_type=rng.choice(["basic", "bottleneck"]), embedding_size=rng.choice([5, 16]), num_channels=rng.choice([1, 3]),
+        hidden_sizes=[rng.choice([12, 20, 64]) for _ in range(stages)], depths=[rng.choice([1, 2, 3]) for _ in range(stages)],
+        num_labels=rng.choice([2, 7]),
+    )  # fmt: skip
+    # What is not in config.json is the usual size of an image.
+    pixels = torch.randn(1, config.num_channels, 224, 224)
+    kind = hf.ResNetForImageClassification
+    return kind.__name__, of_transformers(folder, kind, config, dict(pixel_values=pixels))
+
+
 def weights_alone(rng, folder):
     """A file of timm or torchvision, as safetensors or as torch.save writes it."""
     library, name = rng.choice(
@@ -216,7 +229,7 @@ def main(first, last):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            name, differences = rng.choice([decoder, decoder, encoder, encoder, patches, weights_alone])(rng, folder)
+            name, differences = rng.choice([decoder, decoder, encoder, encoder, patches, residuals, weights_alone])(rng, folder)
             said, right = "  ".join(f"{x:.1e}" for x in differences), max(differences) <= BOUND
         except Exception as error:
             name, said, right = "", repr(error), False

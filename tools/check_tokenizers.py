@@ -1,5 +1,5 @@
-"""Compares the tokenizers that `tenon import` makes from vocab.txt, or vocab.json and merges.txt, with those of transformers, on odd
-strings. The vocabularies are learnt from a text.
+"""Compares the tokenizers that `tenon import` makes from vocab.txt, from vocab.json and merges.txt, and from tokenizer.model, with
+those of transformers and with SentencePiece, on odd strings. The vocabularies are learnt from a text.
 
 Needs the packages of tools/fixtures/requirements.txt and a built `tenon`:
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 
+import sentencepiece
 import transformers as hf
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -46,6 +47,54 @@ def pairs(text, special):
     return {"vocab.json": json.dumps(model["vocab"]), "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n"}
 
 
+def pieces(text, into, **settings):
+    lines = [line for line in text.splitlines() if line]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(into / "tokenizer"), minloglevel=2, hard_vocab_limit=False, **settings
+    )
+    return sentencepiece.SentencePieceProcessor(model_file=str(into / "tokenizer.model"))
+
+
+LLAMA = dict(
+    model_type="bpe", vocab_size=1200, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+    split_digits=True, allow_whitespace_only_pieces=True,
+)  # fmt: skip
+MODELS = {
+    "llama": LLAMA,
+    "llama, no prefix": dict(LLAMA, add_dummy_prefix=False),
+    "pairs": dict(model_type="bpe", vocab_size=1200),
+    "pairs, lower case": dict(model_type="bpe", vocab_size=1200, normalization_rule_name="nmt_nfkc_cf"),
+    "unigram": dict(model_type="unigram", vocab_size=1200),
+    "unigram, bytes": dict(model_type="unigram", vocab_size=1200, byte_fallback=True, normalization_rule_name="nfkc"),
+    "unigram, over spaces": dict(model_type="unigram", vocab_size=600, split_by_whitespace=False),
+}
+
+
+def sentence_pieces(text, folder, tenon, strings):
+    """What differs for each model: from SentencePiece without special tokens, from transformers with them."""
+    for name, settings in MODELS.items():
+        into = folder / name.replace(", ", "-").replace(" ", "-")
+        into.mkdir()
+        processor = pieces(text, into, **settings)
+        for legacy in (True, False) if name == "llama" else (True,):
+            config = dict(tokenizer_class="LlamaTokenizer", legacy=legacy, add_bos_token=True)
+            (into / "tokenizer_config.json").write_text(json.dumps(config))
+            # Written by transformers too where it was asked before.
+            (into / "tokenizer.json").unlink(missing_ok=True)
+            theirs = None if legacy else hf.AutoTokenizer.from_pretrained(into)
+            model("llama", 1600).save_pretrained(into)
+            out = into.with_suffix(f".{legacy}")
+            subprocess.run([tenon, "import", into, "--out", out], check=True, capture_output=True)
+            ours = Tokenizer.from_file(str(out / "tokenizer.json"))
+            if theirs:
+                yield name + ", not legacy", [(t, theirs(t)["input_ids"], ours.encode(t).ids) for t in strings]
+            else:
+                # The library's normaliser replaces whole graphemes, where SentencePiece takes the longest prefix.
+                marks = () if "identity" in settings.values() else ("\u0301", "🏽")
+                plain = [t for t in strings if not any(no in t for no in ("<s>", "<unk>", "</s>", *marks))]
+                yield name, [(t, [1] + processor.encode(t), ours.encode(t).ids) for t in plain]
+
+
 def cases(text):
     lower, cased = words(text, True), words(text, False)
     gpt2, roberta = pairs(text, ["<|endoftext|>"]), pairs(text, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
@@ -67,6 +116,8 @@ def model(kind, vocabulary):
     sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     if kind == "gpt2":
         return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=vocabulary, n_embd=8, n_layer=1, n_head=2))
+    if kind == "llama":
+        return hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=vocabulary, **sizes))
     if kind == "distilbert":
         return hf.DistilBertModel(hf.DistilBertConfig(vocab_size=vocabulary, dim=8, hidden_dim=8, n_layers=1, n_heads=2))
     config = (hf.BertConfig if kind == "bert" else hf.RobertaConfig)(vocab_size=vocabulary, **sizes)
@@ -81,6 +132,12 @@ def differences(theirs, ours, strings):
         wanted, found = theirs(text, "and two"), ours.encode(text, "and two")
         if wanted["input_ids"] != found.ids or wanted.get("token_type_ids", found.type_ids) != found.type_ids:
             yield (text, "and two"), wanted["input_ids"], found.ids
+
+
+def rare(some):
+    """A string of letters, digits, spaces, and characters from all over."""
+    kinds = ["abc XYZ", "0123456789", "   \t\n", "éüñßøç", "日本語中文한국어", "🦀🚀👍🏽", "ﬁ½Ⅳ①ＡＢ", "αβγДжЯ", "▁_-.,;!?", "\u00a0\u3000\u200b"]
+    return "".join(some.choice(some.choice(kinds)) for _ in range(some.randint(1, 30)))
 
 
 def main(text, tenon="tenon"):
@@ -103,6 +160,11 @@ def main(text, tenon="tenon"):
             subprocess.run([tenon, "import", into, "--out", out], check=True, capture_output=True)
             found = list(differences(theirs, Tokenizer.from_file(str(out / "tokenizer.json")), strings))
             print("FAIL" if found else "ok  ", name, *found[:1])
+            wrong += bool(found)
+        many = strings + [rare(some) for _ in range(300)] + [" ".join(some.sample(text.split(), 12)) for _ in range(100)]
+        for name, compared in sentence_pieces(text, pathlib.Path(folder), tenon, many):
+            found = [one for one in compared if one[1] != one[2]]
+            print("FAIL" if found else "ok  ", name, f"{len(found)} of {len(compared)}", *found[:3])
             wrong += bool(found)
     sys.exit(1 if wrong else 0)
 

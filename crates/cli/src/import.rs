@@ -11,8 +11,8 @@ use tenon_nn::{
 
 use crate::hub::{fetch, is_name};
 
-/// Files beside the weights that come along as they are: text, not models.
-pub(crate) const COMPANIONS: [&str; 12] = [
+/// Files beside the weights that come along as they are.
+pub(crate) const COMPANIONS: [&str; 13] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -20,6 +20,7 @@ pub(crate) const COMPANIONS: [&str; 12] = [
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
     "generation_config.json",
     "preprocessor_config.json",
     "sentence_bert_config.json",

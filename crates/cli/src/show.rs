@@ -66,9 +66,15 @@ pub fn plan(setup: &Setup, plan: &RunPlan, backend: &dyn Backend) -> Vec<String>
     if let Some(context) = setup.data.facts().context {
         batch = format!("{} x {context} tokens", train.batch * train.accumulate);
     }
-    let start = setup.start.as_ref().map(|start| match start.fresh.as_slice() {
-        [] => "starts from all weights of the folder".to_owned(),
-        fresh => format!("starts from the folder's weights, but anew: {}", fresh.join(", ")),
+    let start = setup.start.as_ref().map(|start| {
+        let unused = match start.unused.as_slice() {
+            [] => String::new(),
+            unused => format!("; not used: {}", unused.join(", ")),
+        };
+        match start.fresh.as_slice() {
+            [] => format!("starts from the folder's weights{unused}"),
+            fresh => format!("starts from the folder's weights, but anew: {}{unused}", fresh.join(", ")),
+        }
     });
     let trained = match plan.trained == plan.parameters {
         true => String::new(),

@@ -228,6 +228,10 @@ fn tokens_are_guessed_and_the_model_goes_on_as_a_classifier() {
     let setup = lab.setup(&tuned, &[]);
     assert_eq!(setup.model.hyperparameter("context"), source.model.hyperparameter("context"));
     let weights = setup.start.as_ref().unwrap().weights().unwrap();
+    let source_context = source.model.hyperparameter("context").cloned();
+    let words: Vec<String> =
+        source.model.variables().map(|v| v.name.clone()).filter(|name| name.starts_with("words_head")).collect();
+    let classes = ["classes_head.weight", "classes_head.bias"].map(String::from);
     let kept = source.model.variables().map(|v| v.name.clone()).zip(source.values);
     // One of the two models has what they share in a scope.
     let kept = kept.filter(|(name, _)| !name.starts_with("words_head"));
@@ -241,7 +245,26 @@ fn tokens_are_guessed_and_the_model_goes_on_as_a_classifier() {
         let moved = after.values[at].iter().zip(values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(moved < 1e-7, "{name} moved by {moved}");
     }
+    // A file of one's own takes weights by name and shape, and hyperparameters by name.
+    let text = std::fs::read_to_string(&tuned).unwrap();
+    lab.write("own.toml", text.replace("from = ", "architecture = \"encoder.star\"\nfrom = "));
+    let refused = lab.tenon("plan own.toml").expect(2).stderr;
+    for said in
+        ["missing:\n    classes_head.weight [2, ", "classes_head.bias [2]\n", "not used:\n    words_head.weight ["]
+    {
+        assert!(refused.contains(said), "{said}: {refused}");
+    }
+    let own = lab.setup(&lab.path("own.toml"), &["model.missing=new"]);
+    assert_eq!(own.model.hyperparameter("context"), source_context.as_ref());
+    let start = own.start.as_ref().unwrap();
+    assert!(start.weights().unwrap() == kept);
+    assert_eq!((&*start.fresh, &*start.unused), (&classes[..], &words[..]));
+    assert_eq!(lab.setup(&tuned, &[]).start.unwrap().unused, words);
+    let planned = lab.tenon("plan own.toml --set model.missing=new").expect(0).stdout;
+    assert!(planned.contains("but anew: classes_head.weight, classes_head.bias; not used: words_head"), "{planned}");
     for (set, said) in [
+        ("model.missing=\"refuse\"", "classes_head.weight"),
+        ("model={architecture=\"gpt2\",missing=\"new\"}", "`model.missing` has no meaning without `from`"),
         ("model.architecture=\"gpt2\"", "give one of the two"),
         ("model.from=\"nowhere\"", "nowhere"),
         ("model.width=64", "has only 128 of the "),

@@ -16,7 +16,7 @@ use tenon::cpu::CpuBackend;
 use tenon::data::{ElementType, Facts, Field};
 use tenon::graph::backend::Session;
 use tenon::nn::forward::{NamedTensor, Values, forward};
-use tenon::nn::{ArchitectureSource, HyperValue, Model, export, load_weights, open};
+use tenon::nn::{ArchitectureSource, HyperValue, Model, export, load_weights, open, open_foreign};
 use tenon::tensors::read_header;
 use tenon::train::experiment::Objective;
 use tenon::train::objective::{IGNORED, LABELS};
@@ -42,26 +42,30 @@ fn shapes(golden: &Json) -> Vec<(String, Vec<usize>)> {
 
 /// The model and the weights of the case, read from files with the names that the script found.
 fn opened(golden: &Json, dir: &Path) -> (Model, Vec<Vec<f32>>) {
-    let made: Vec<(String, Vec<usize>, Vec<u8>)> = shapes(golden)
+    let made: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = shapes(golden)
         .into_iter()
-        .map(|(name, shape)| {
-            let bytes = weights(&name, &shape).into_iter().flat_map(f32::to_le_bytes).collect();
-            (name, shape, bytes)
+        .map(|(name, shape)| match &*shape {
+            // What a batch norm counts.
+            [] => (name, shape, Dtype::I64, vec![0; 8]),
+            _ => {
+                let bytes = weights(&name, &shape).into_iter().flat_map(f32::to_le_bytes).collect();
+                (name, shape, Dtype::F32, bytes)
+            }
         })
         .collect();
     let views = made
         .iter()
-        .map(|(name, shape, bytes)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+        .map(|(name, shape, dtype, bytes)| (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+    let given = golden["set"].as_object().into_iter().flatten();
+    let mut set: Vec<(String, HyperValue)> =
+        given.map(|(key, value)| (key.clone(), HyperValue::from_json(value).unwrap())).collect();
     let model = match golden["architecture"].as_str() {
         None => {
             std::fs::write(dir.join("config.json"), golden["config"].to_string()).unwrap();
-            open(dir).unwrap_or_else(|e| panic!("{e}"))
+            open_foreign(dir, None, &set).unwrap_or_else(|e| panic!("{e}"))
         }
         Some(name) => {
-            let given = golden["set"].as_object().unwrap().iter();
-            let mut set: Vec<(String, HyperValue)> =
-                given.map(|(key, value)| (key.clone(), HyperValue::from_json(value).unwrap())).collect();
             for (key, value) in [("height", PIXELS[2]), ("width", PIXELS[3]), ("classes", CLASSES)] {
                 set.push((key.into(), HyperValue::Int(value as i64)));
             }

@@ -125,6 +125,36 @@ fn an_interrupted_run_saves_says_how_to_go_on_and_does() {
 }
 
 #[test]
+fn evaluations_may_change_in_a_run_and_its_best_checkpoint_stays_the_best() {
+    let lab = Lab::new("evaluations");
+    lab.write("gpt.toml", GPT.replace("steps = 50", "steps = 42\ncheckpoint_every = 5\nkeep_last = 50"));
+    lab.tenon("train gpt.toml --out whole --set train.keep_best=val_loss").expect(0);
+    let run = "train gpt.toml --out run --set train.keep_best=val_loss";
+    lab.tenon(run).expect(0);
+    for step in [25, 30, 35, 40, 42] {
+        std::fs::remove_dir_all(checkpoint(&lab, "run", step)).unwrap();
+    }
+    let refused = lab.tenon(&format!("{run} --set train.evaluate_batches=1")).expect(2).stderr;
+    assert!(refused.contains("train.evaluate_batches: absent there, 1 now"), "{refused}");
+    let changed = "--set train.log_every=2 --set train.evaluate_every=6";
+    let out = lab.tenon(&format!("{run} {changed}")).expect(0).stdout;
+    assert!(out.contains("from the checkpoint of step 20"), "{out}");
+    // Evaluated at 20 before, and at 24, 30, 36, 42 now: checkpoints have the metrics of their own weights, or none.
+    let metrics = lab.metrics("run");
+    for step in (5..=40).step_by(5).chain([42]) {
+        let manifest = std::fs::read_to_string(checkpoint(&lab, "run", step).join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        let evaluated =
+            |record: &&serde_json::Value| record["step"] == step && record["values"]["val_loss"].is_number();
+        let own = metrics.iter().find(evaluated);
+        assert_eq!(own.is_some(), [20, 30, 42].contains(&step), "step {step}");
+        assert_eq!(manifest["metrics"].get("val_loss"), own.map(|record| &record["values"]["val_loss"]), "step {step}");
+        let weights = |run: &str| std::fs::read(checkpoint(&lab, run, step).join("weights.safetensors")).unwrap();
+        assert!(weights("run") == weights("whole"), "other weights at step {step}");
+    }
+}
+
+#[test]
 fn accumulated_batches_equal_the_large_batch() {
     let lab = Lab::new("accumulate");
     let gpt = lab.write("gpt.toml", GPT);

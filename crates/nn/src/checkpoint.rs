@@ -33,12 +33,17 @@ pub struct CheckpointTable {
     pub tied: Vec<(String, String)>,
     /// Patterns of what files may hold and no model needs.
     pub ignored: Vec<String>,
+    /// Patterns of tensors in files, and the name of a whole number beside each that a library counts and no model needs: it is
+    /// written as 0.
+    pub counters: Vec<(String, String)>,
     /// Classes of models that the file builds; the first that fits is written.
     pub variants: Vec<Variant>,
     /// Keys of `config.json` and the hyperparameters that they set; dots lead into nested objects, and `len(key)`, which
     /// is only read, is the number of its entries. Several keys of one hyperparameter are spellings that must agree. A key
     /// of several hyperparameters is one value for all, or a list with one for each.
     pub config: Vec<(String, Vec<String>)>,
+    /// What values of keys of `config` are as hyperparameters, where they are not the same.
+    pub meanings: Vec<(String, Vec<(String, HyperValue)>)>,
     /// Hyperparameters where neither `config.json` nor its class says them, if they are others than elsewhere.
     pub assumes: Vec<(String, HyperValue)>,
     /// Those of the keys of `config` that are not written where they are nothing; others are written as null.
@@ -75,7 +80,7 @@ pub struct Names {
 /// The hyperparameter that chooses among [`CheckpointTable::names`].
 pub(crate) const NAMES: &str = "names";
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "prefix",
     "base",
     "names",
@@ -85,8 +90,10 @@ const KEYS: [&str; 15] = [
     "transposed",
     "tied",
     "ignored",
+    "counters",
     "variants",
     "config",
+    "meanings",
     "assumes",
     "optional",
     "requires",
@@ -122,8 +129,13 @@ impl CheckpointTable {
                 "transposed" => table.transposed = strings(value).ok_or_else(|| wrong("a list of names"))?,
                 "ignored" => table.ignored = strings(value).ok_or_else(|| wrong("a list of names"))?,
                 "tied" => table.tied = pairs(value).ok_or_else(|| wrong("a dict from names to names"))?,
+                "counters" => table.counters = pairs(value).ok_or_else(|| wrong("a dict from patterns to patterns"))?,
                 "optional" => table.optional = strings(value).ok_or_else(|| wrong("a list of keys"))?,
                 "config" => table.config = lists(value).ok_or_else(|| wrong("a dict from keys to hyperparameters"))?,
+                "meanings" => {
+                    let form = "a dict from keys of `config` to dicts from texts to hyperparameters";
+                    table.meanings = meanings(value).ok_or_else(|| wrong(form))?;
+                }
                 "assumes" => {
                     table.assumes = HyperValue::pairs(value).ok_or_else(|| wrong("a dict of hyperparameters"))?;
                 }
@@ -133,6 +145,16 @@ impl CheckpointTable {
             }
         }
         Ok(table)
+    }
+
+    /// The values that a key of `config` may have, and what they mean; none where values mean themselves.
+    pub fn meanings_of(&self, key: &str) -> Option<&[(String, HyperValue)]> {
+        self.meanings.iter().find(|(own, _)| own == key).map(|(_, meanings)| meanings.as_slice())
+    }
+
+    /// The counter beside the tensor of this name in files.
+    pub fn counter_of(&self, name: &str) -> Option<String> {
+        self.counters.iter().find_map(|(tensor, counter)| Some(filled(counter, &captures(tensor, name)?)))
     }
 
     /// Whether files hold the parameter transposed.
@@ -264,6 +286,11 @@ fn pairs(value: Value<'_>) -> Option<Vec<(String, String)>> {
 fn lists(value: Value<'_>) -> Option<Vec<(String, Vec<String>)>> {
     let all = |value: Value<'_>| value.unpack_str().map(|one| vec![one.to_string()]).or_else(|| strings(value));
     DictRef::from_value(value)?.iter().map(|(k, v)| Some((k.unpack_str()?.to_string(), all(v)?))).collect()
+}
+
+fn meanings(value: Value<'_>) -> Option<Vec<(String, Vec<(String, HyperValue)>)>> {
+    let dict = DictRef::from_value(value)?;
+    dict.iter().map(|(k, v)| Some((k.unpack_str()?.to_string(), HyperValue::pairs(v)?))).collect()
 }
 
 fn libraries(value: Value<'_>) -> Option<Vec<Names>> {

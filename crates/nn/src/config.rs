@@ -153,11 +153,24 @@ fn from_config(
         let Some(found) = at(config, counted.unwrap_or(key)) else { continue };
         let unfit = || {
             let names = names.join("`, `");
-            ModelError::new(format!("{}: `{key}` is {found}, which cannot be `{names}`", path.display()))
+            let error = ModelError::new(format!("{}: `{key}` is {found}, which cannot be `{names}`", path.display()));
+            match table.meanings_of(key) {
+                Some(known) => {
+                    let known: Vec<&str> = known.iter().map(|(text, _)| text.as_str()).collect();
+                    error.note(format!("it is one of {}", known.join(", ")))
+                }
+                None => error,
+            }
+        };
+        let meant = |known: &[(String, HyperValue)]| {
+            known.iter().find(|(text, _)| found.as_str() == Some(text)).map(|(_, value)| value.clone())
         };
         let value = match (found, counted) {
             (Json::Object(map), Some(_)) => HyperValue::Int(map.len() as i64),
-            (plain, _) => HyperValue::from_json(plain).ok_or_else(unfit)?,
+            (plain, _) => match table.meanings_of(key) {
+                Some(known) => meant(known).ok_or_else(unfit)?,
+                None => HyperValue::from_json(plain).ok_or_else(unfit)?,
+            },
         };
         let values = match (value, names.len()) {
             (HyperValue::List(each), 2..) if each.len() == names.len() => each,
@@ -323,8 +336,14 @@ pub(crate) fn config_keys(model: &Model) -> (Map<String, Json>, Vec<(&'static st
         let Some(first) = values.first() else { continue };
         let one = values.iter().all(|value| value == first);
         if !(one && **first == HyperValue::None && table.optional.contains(key)) {
+            let text = table.meanings_of(key).and_then(|known| known.iter().find(|(_, value)| value == *first));
             let all = || values.iter().map(|value| value.to_json()).collect();
-            put(&mut keys, key, if one { first.to_json() } else { all() });
+            let value = match text {
+                Some((text, _)) => text.as_str().into(),
+                None if one => first.to_json(),
+                None => all(),
+            };
+            put(&mut keys, key, value);
         }
     }
     let sentence = keys.remove(SENTENCE_KEY);

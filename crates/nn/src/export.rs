@@ -43,9 +43,10 @@ pub fn export<V: AsRef<[f32]>>(
         let (shape, each) = (stored_shape(&shape, transposed), shape.iter().product::<usize>());
         let part = move |(i, name): (usize, String)| {
             let values = &value.as_ref()[i * each..(i + 1) * each];
-            (name, Stored { shape: shape.clone(), values, transposed })
+            let counter = table.counter_of(&name).map(|name| (name, Stored::Counter));
+            [(name, Stored::Floats { shape: shape.clone(), values, transposed })].into_iter().chain(counter)
         };
-        names.into_iter().enumerate().map(part)
+        names.into_iter().enumerate().flat_map(part)
     });
     // Readers in Python refuse files that do not say so.
     let info = HashMap::from([("format".to_string(), "pt".to_string())]);
@@ -108,31 +109,44 @@ fn write_beside(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -
     })
 }
 
-/// A variable in the layout of files.
-struct Stored<'a> {
-    shape: Vec<usize>,
-    values: &'a [f32],
-    transposed: bool,
+/// What files hold.
+enum Stored<'a> {
+    /// A variable in the layout of files.
+    Floats { shape: Vec<usize>, values: &'a [f32], transposed: bool },
+    /// A whole number that is 0.
+    Counter,
 }
 
 impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self {
+            Stored::Floats { .. } => Dtype::F32,
+            Stored::Counter => Dtype::I64,
+        }
     }
 
     fn shape(&self) -> &[usize] {
-        &self.shape
+        match self {
+            Stored::Floats { shape, .. } => shape,
+            Stored::Counter => &[],
+        }
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
         let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        match self.shape[..] {
-            [input, out] if self.transposed => bytes(&transpose(self.values, out, input)),
-            _ => bytes(self.values),
+        match self {
+            Stored::Floats { shape, values, transposed } => match shape[..] {
+                [input, out] if *transposed => bytes(&transpose(values, out, input)),
+                _ => bytes(values),
+            },
+            Stored::Counter => Cow::Borrowed(&[0; size_of::<i64>()]),
         }
     }
 
     fn data_len(&self) -> usize {
-        size_of_val(self.values)
+        match self {
+            Stored::Floats { values, .. } => size_of_val(*values),
+            Stored::Counter => size_of::<i64>(),
+        }
     }
 }

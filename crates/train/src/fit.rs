@@ -220,7 +220,9 @@ impl Loop<'_, '_> {
             let step = report.step;
             let (sum, count) = (f64::from_bits(self.state.losses.0) + f64::from(report.loss), self.state.losses.1 + 1);
             self.state.losses = (sum.to_bits(), count);
+            // A checkpoint has the metrics of its own weights, or none.
             self.state.evaluated = None;
+            metrics.clear();
             let samples = self.trainer.samples_per_step();
             self.around.observer.event(Event::Step { step, steps: self.steps, loss: report.loss, samples });
             let last = step == self.steps;

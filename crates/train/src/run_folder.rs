@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::experiment::{Difference, Experiment, FREE_KEYS, Problems, differences};
+use crate::experiment::{Difference, Experiment, Problems};
 use crate::files::{Disk, FileError, replace_file};
 
 /// A run folder that this process holds. Dropping it lets go of the lock.
@@ -86,6 +86,8 @@ pub enum RunError {
         path: PathBuf,
         /// What differs: the stored run on the left, the experiment given on the right.
         differences: Vec<Difference>,
+        /// The keys that may differ.
+        free: Vec<&'static str>,
     },
     /// The architecture's file has other text than when the run began.
     ChangedModel {
@@ -105,7 +107,7 @@ pub enum RunError {
 
 impl RunFolder {
     /// Opens `path` for a run of `experiment`: makes the folder and notes `origin`, or goes on in it if the experiment is
-    /// the same. Keys that change no weight ([`FREE_KEYS`]) may differ and are stored anew. `model` is
+    /// the same. Keys that change no weight ([`Experiment::free_keys`]) may differ and are stored anew. `model` is
     /// the file of the user's own architecture and its text.
     ///
     /// # Errors
@@ -124,9 +126,10 @@ impl RunFolder {
                 Opened::New
             }
             Some(stored) => {
-                let differences = differences(&stored.identity(), &experiment.identity());
+                let differences = stored.changes(experiment);
                 if !differences.is_empty() {
-                    return Err(RunError::Changed { path: path.to_owned(), differences });
+                    let free = stored.free_keys().collect();
+                    return Err(RunError::Changed { path: path.to_owned(), differences, free });
                 }
                 Opened::Resumed
             }
@@ -319,7 +322,7 @@ impl fmt::Display for RunError {
                     path.display()
                 )
             }
-            RunError::Changed { path, differences } => {
+            RunError::Changed { path, differences, free } => {
                 let path = path.display();
                 write!(f, "{path}: the run in this folder has another experiment:")?;
                 for Difference { key, left, right } in differences {
@@ -329,7 +332,7 @@ impl fmt::Display for RunError {
                 write!(
                     f,
                     "\n  try: another name for this run, or remove {path} to begin anew; only {} may change in a run",
-                    FREE_KEYS.join(", ")
+                    free.join(", ")
                 )
             }
             RunError::ChangedModel { path, model } => {

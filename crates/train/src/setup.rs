@@ -12,7 +12,7 @@ use tenon_graph::backend::Backend;
 use tenon_nn::lora::{Adapter, freeze, lora};
 use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError, Parameter, load_weights};
 
-use crate::experiment::{Experiment, Hyperparameter, Lora, Objective, Train, matches_any};
+use crate::experiment::{Experiment, Hyperparameter, Lora, Missing, Objective, Train, matches_any};
 use crate::objective::{LABELS, usual};
 use crate::plan::{PlanError, RunPlan, plan};
 use crate::programs::Recipe;
@@ -88,6 +88,8 @@ pub struct Start {
     kept: Vec<(String, String)>,
     /// The weights that are not there or of another shape, and so start anew.
     pub fresh: Vec<String>,
+    /// The folder's weights that the model does not have.
+    pub unused: Vec<String>,
 }
 
 impl Start {
@@ -99,11 +101,11 @@ impl Start {
             ));
         }
         let model = tenon_nn::open(&folder)?;
-        Ok(Start { folder, model, kept: Vec::new(), fresh: Vec::new() })
+        Ok(Start { folder, model, kept: Vec::new(), fresh: Vec::new(), unused: Vec::new() })
     }
 
-    /// Notes what of `model` is there and what is not; an error if that is nearly all.
-    fn compare(&mut self, model: &Model) -> Result<(), SetupError> {
+    /// Notes what of `model` is there and what is not; an error if that is nearly all, or if nothing may be `missing`.
+    fn compare(&mut self, model: &Model, missing: Missing) -> Result<(), SetupError> {
         // With a head the rest of a model may be in a scope, which the rest alone is not: one such scope is passed over.
         let bare = |name: &str, scope: &str| name.strip_prefix(scope).unwrap_or(name).to_owned();
         let pairs = |scope: &str| -> Vec<(&Parameter, Option<&Parameter>)> {
@@ -118,6 +120,27 @@ impl Start {
             names.filter_map(|v| v.name.split_once('.')).map(|(scope, _)| format!("{scope}.")).collect();
         let best = scopes.iter().map(String::as_str).max_by_key(|scope| there(scope));
         let scope = best.filter(|scope| there(scope) > there("")).unwrap_or("");
+        let (mut kept, mut absent) = (Vec::new(), Vec::new());
+        for (variable, found) in pairs(scope) {
+            match found {
+                Some(own) => kept.push((variable.name.clone(), own.name.clone())),
+                None => absent.push(variable),
+            }
+        }
+        let unused = self.model.variables().filter(|own| kept.iter().all(|(_, name)| *name != own.name));
+        let unused: Vec<&Parameter> = unused.collect();
+        if missing == Missing::Refuse && !absent.is_empty() {
+            let list = |variables: &[&Parameter]| -> String {
+                variables.iter().map(|v| format!("\n    {} {:?}", v.name, v.shape)).collect()
+            };
+            let mut message =
+                format!("{} does not have all weights of {model}\n  missing:{}", self.folder.display(), list(&absent));
+            if !unused.is_empty() {
+                message += &format!("\n  there, but not used:{}", list(&unused));
+            }
+            message += "\n  try: the names and shapes of the folder in the architecture's file, or model.missing = \"new\" to start what is missing anew";
+            return Err(SetupError::Mismatch(message));
+        }
         let (there, all) = (there(scope), model.variables().map(Parameter::elements).sum::<usize>());
         if there < all / LEAST_KEPT {
             let message = format!(
@@ -128,14 +151,8 @@ impl Start {
                 "{message}\n  try: remove the hyperparameters that change its sizes"
             )));
         }
-        let (mut kept, mut fresh) = (Vec::new(), Vec::new());
-        for (variable, found) in pairs(scope) {
-            match found {
-                Some(own) => kept.push((variable.name.clone(), own.name.clone())),
-                None => fresh.push(variable.name.clone()),
-            }
-        }
-        (self.kept, self.fresh) = (kept, fresh);
+        let names = |variables: Vec<&Parameter>| variables.into_iter().map(|v| v.name.clone()).collect();
+        (self.fresh, self.unused, self.kept) = (names(absent), names(unused), kept);
         Ok(())
     }
 
@@ -189,9 +206,11 @@ impl Setup {
             Some(folder) => Some(Start::open(base.join(folder))?),
             None => None,
         };
-        let architecture = match (&start, experiment.model.file(origin)) {
-            (Some(start), _) => start.model.architecture.clone(),
-            (None, Some(path)) => Architecture::load(&ArchitectureSource::File(path))?,
+        let own = experiment.model.file(origin);
+        let missing = if own.is_some() { Missing::Refuse } else { Missing::New };
+        let architecture = match (&start, own) {
+            (_, Some(path)) => Architecture::load(&ArchitectureSource::File(path))?,
+            (Some(start), None) => start.model.architecture.clone(),
             (None, None) => {
                 let name = experiment.model.architecture.clone().unwrap_or_default();
                 Architecture::load(&ArchitectureSource::Named(name))?
@@ -203,8 +222,9 @@ impl Setup {
             set.push(("preset".into(), HyperValue::Text(preset.clone())));
         }
         let given: Vec<String> = set.iter().map(|(name, _)| name.clone()).collect();
-        let inherited = start.iter().flat_map(|start| &start.model.hyperparameters);
-        set.extend(inherited.filter(|(name, _)| !given.contains(name)).cloned());
+        let inherited = start.iter().filter(|_| experiment.model.preset.is_none());
+        let inherited = inherited.flat_map(|start| &start.model.hyperparameters);
+        set.extend(inherited.filter(|(name, _)| !given.contains(name) && architecture.takes(name)).cloned());
         // The length of samples is the model's choice, so the model is built once before the data is there.
         let first = architecture.build(&set)?;
         let context = match first.hyperparameter("context") {
@@ -240,7 +260,7 @@ impl Setup {
         let fields: Vec<&str> = data.fields().iter().map(|f| &*f.name).collect();
         let model = architecture.build(&set)?.taking(&fields)?;
         if let Some(start) = &mut start {
-            start.compare(&model)?;
+            start.compare(&model, experiment.model.missing.unwrap_or(missing))?;
         }
         let (mut trained, mut adapters) = (model.clone(), Vec::new());
         if let Some(Lora { rank, alpha, targets, also_train }) = &experiment.train.lora {

@@ -335,6 +335,9 @@ fn the_identity_leaves_out_what_changes_no_weight() {
         "train.threads=3",
         "goal.bits_per_byte={at_most=1}",
         "train.keep_last=9",
+        "train.log_every=1",
+        "train.evaluate_every=7",
+        "train.evaluate_batches=3",
         "tune.trials=3",
         "deploy.export=[]",
     ] {
@@ -342,13 +345,27 @@ fn the_identity_leaves_out_what_changes_no_weight() {
         assert_ne!(base, other);
         assert_eq!(base.checksum(), other.checksum(), "{option}");
     }
-    for option in
-        ["train.seed=1", "train.optimizer.eps=1e-9", "model.layers=5", "data.text=other.txt", "train.log_every=1"]
-    {
+    for option in ["train.seed=1", "train.optimizer.eps=1e-9", "model.layers=5", "data.text=other.txt"] {
         let other = parse(MOBY, &[option]).unwrap();
         assert_ne!(base.checksum(), other.checksum(), "{option}");
-        assert_eq!(differences(&base.identity(), &other.identity()).len(), 1, "{option}");
+        assert_eq!(base.changes(&other).len(), 1, "{option}");
     }
+    // Which evaluations there are decides when a run stops, and which checkpoint is the best.
+    let stop = "train.early_stop={metric=\"val_loss\",patience=2}";
+    let best = "train.keep_best=val_loss";
+    for (given, option, changes) in [
+        (stop, "train.evaluate_every=7", 1),
+        (stop, "train.evaluate_batches=3", 1),
+        (stop, "train.log_every=1", 0),
+        (best, "train.evaluate_every=7", 0),
+        (best, "train.evaluate_batches=3", 1),
+    ] {
+        let (before, after) = (parse(MOBY, &[given]).unwrap(), parse(MOBY, &[given, option]).unwrap());
+        assert_eq!(before.changes(&after).len(), changes, "{given} {option}");
+    }
+    let both = parse(MOBY, &[stop, "train.evaluate_every=7"]).unwrap();
+    let keys: Vec<String> = base.changes(&both).into_iter().map(|difference| difference.key).collect();
+    assert_eq!(keys, ["train.early_stop"]);
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn another_experiment_is_refused_with_what_differs() {
             "{path}: the run in this folder has another experiment:\n  model.layers: absent there, 4 now\n  \
              train.clip: absent there, 1.0 now\n  train.optimizer.lr: 0.001 there, 0.5 now\n  \
              try: another name for this run, or remove {path} to begin anew; only train.memory, train.threads, \
-             train.checkpoint_every, train.keep_last, train.sample, goal, tune, deploy may change in a run"
+             train.log_every, train.evaluate_every, train.evaluate_batches, train.checkpoint_every, train.keep_last, train.sample, goal, tune, deploy may change in a run"
         )
     );
     assert_eq!(snapshot(parent.path()), before, "nothing has changed");

@@ -16,7 +16,7 @@ use crate::{Case, peak_bytes, since_process_start};
 pub fn run(case: &Case) -> Result<Json, Box<dyn Error>> {
     let (batch, samples) = (case.number("batch")?, case.number("samples")?);
     let (data, objective) = match case.json["architecture"].as_str() {
-        Some("mlp") => {
+        Some("mlp" | "vit") => {
             let shape = [case.size("channels")? as usize, case.size("height")? as usize, case.size("width")? as usize];
             (Random::images(samples, shape, case.size("classes")?), Objective::Classification)
         }

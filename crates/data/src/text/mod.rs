@@ -7,6 +7,8 @@
 
 pub(crate) mod lengths;
 mod masked;
+mod protobuf;
+mod sentencepiece;
 pub(crate) mod shards;
 pub(crate) mod source;
 pub(crate) mod tokenize;

@@ -1,5 +1,5 @@
-//! Tokenizers of model folders that have no `tokenizer.json`: BERT's `vocab.txt`, and `vocab.json` with `merges.txt` as GPT-2
-//! and RoBERTa have them.
+//! Tokenizers of model folders that have no `tokenizer.json`: BERT's `vocab.txt`, `vocab.json` with `merges.txt` as GPT-2 and
+//! RoBERTa have them, and `tokenizer.model` of SentencePiece as Llama and Mistral have it.
 
 use std::fs;
 use std::path::Path;
@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::sentencepiece::{Around, assemble};
 use super::tokenizer::{library_error, parse};
 use crate::error::{DataError, Place};
 
@@ -21,6 +22,18 @@ enum Kind {
     Bert,
     Gpt2,
     Roberta,
+    SentencePiece,
+}
+
+impl Kind {
+    /// The files that it needs; the first is that of the vocabulary.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Kind::Bert => &["vocab.txt"],
+            Kind::Gpt2 | Kind::Roberta => &["vocab.json", "merges.txt"],
+            Kind::SentencePiece => &["tokenizer.model"],
+        }
+    }
 }
 
 /// The tokenizer that the vocabulary in `folder` means, with the settings of its `tokenizer_config.json`: what the class of
@@ -33,18 +46,23 @@ pub fn assemble_tokenizer(folder: &Path) -> Result<Option<Tokenizer>, DataError>
     let Some(kind) = kind_of(folder, &settings)? else { return Ok(None) };
     let special = special_tokens(folder, kind, &settings)?;
     let name = |role: &str| special.iter().find(|(other, _)| *other == role).map(|(_, token)| token.content.as_str());
-    let (path, json) = match kind {
-        Kind::Bert => {
-            let path = folder.join("vocab.txt");
-            (path.clone(), word_piece(&lines_as_vocabulary(&path)?, &settings, &name, &path)?)
-        }
+    let path = folder.join(kind.files()[0]);
+    let made = |json: Value| parse(&path, json.to_string().as_bytes());
+    let mut tokenizer = match kind {
+        Kind::Bert => made(word_piece(&lines_as_vocabulary(&path)?, &settings, &name, &path)?)?,
         Kind::Gpt2 | Kind::Roberta => {
-            let path = folder.join("vocab.json");
             let merges = text(&folder.join("merges.txt"))?;
-            (path.clone(), byte_pairs(kind, &object(&path)?, &merges, &settings, &name, &path)?)
+            made(byte_pairs(kind, &object(&path)?, &merges, &settings, &name, &path)?)?
+        }
+        Kind::SentencePiece => {
+            let flag = |key: &str, usual: bool| settings.get(key).and_then(Value::as_bool).unwrap_or(usual);
+            let around = Around {
+                before: name("bos_token").filter(|_| flag("add_bos_token", true)),
+                behind: name("eos_token").filter(|_| flag("add_eos_token", false)),
+            };
+            assemble(&read(&path)?, &around, flag("legacy", true), &path)?
         }
     };
-    let mut tokenizer = parse(&path, json.to_string().as_bytes())?;
     for token in added_tokens(folder, &settings)? {
         if token.special {
             tokenizer.add_special_tokens(&[token])
@@ -64,23 +82,25 @@ pub fn assemble_tokenizer(folder: &Path) -> Result<Option<Tokenizer>, DataError>
 
 /// The class that the settings name, or else the model, or else the files.
 fn kind_of(folder: &Path, settings: &Map<String, Value>) -> Result<Option<Kind>, DataError> {
-    let (words, pairs) = (folder.join("vocab.txt").is_file(), folder.join("vocab.json").is_file());
-    let pairs = pairs && folder.join("merges.txt").is_file();
+    let there = |kind: Kind| kind.files().iter().all(|file| folder.join(file).is_file());
     let config = object(&folder.join("config.json"))?;
     let class = settings.get("tokenizer_class").and_then(Value::as_str).map(|class| class.trim_end_matches("Fast"));
     let kind = match (class, config.get("model_type").and_then(Value::as_str)) {
         (Some("BertTokenizer" | "DistilBertTokenizer"), _) => Kind::Bert,
         (Some("GPT2Tokenizer"), _) => Kind::Gpt2,
         (Some("RobertaTokenizer"), _) => Kind::Roberta,
+        (Some("LlamaTokenizer"), _) => Kind::SentencePiece,
         (Some(_), _) => return Ok(None),
         (None, Some("bert" | "distilbert")) => Kind::Bert,
         (None, Some("gpt2")) => Kind::Gpt2,
         (None, Some("roberta")) => Kind::Roberta,
+        (None, Some("llama" | "mistral" | "mixtral")) => Kind::SentencePiece,
         (None, Some(_)) => return Ok(None),
-        (None, None) if words => Kind::Bert,
-        (None, None) => Kind::Gpt2,
+        (None, None) => {
+            return Ok([Kind::Bert, Kind::Gpt2, Kind::SentencePiece].into_iter().find(|kind| there(*kind)));
+        }
     };
-    Ok(Some(kind).filter(|kind| if *kind == Kind::Bert { words } else { pairs }))
+    Ok(Some(kind).filter(|kind| there(*kind)))
 }
 
 /// The special tokens by their roles: the settings', or those that the class has.
@@ -112,6 +132,9 @@ fn special_tokens(
             ("pad_token", "<pad>"),
             ("mask_token", "<mask>"),
         ],
+        Kind::SentencePiece => {
+            &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "")]
+        }
     };
     let map = object(&folder.join("special_tokens_map.json"))?;
     let named = |(role, usual): &(&'static str, &str)| {
@@ -263,12 +286,17 @@ fn lines_as_vocabulary(path: &Path) -> Result<Map<String, Value>, DataError> {
 }
 
 fn text(path: &Path) -> Result<String, DataError> {
+    let not_text = |_| DataError::content(path, Place::Whole, "not UTF-8 text", "fetch the file again");
+    String::from_utf8(read(path)?).map_err(not_text)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     let size = fs::metadata(path).map_err(DataError::io("read", path))?.len();
     if size > LARGEST {
         let what = format!("{size} bytes, a vocabulary has at most {LARGEST}");
         return Err(DataError::content(path, Place::Whole, what, "name the folder of a model"));
     }
-    fs::read_to_string(path).map_err(DataError::io("read", path))
+    fs::read(path).map_err(DataError::io("read", path))
 }
 
 /// The JSON object in a file; an empty one where there is no file.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::graph::{Graph, Node, Phase, Value};
 use crate::lower::access::resolve;
-use crate::lower::fuse::{Extent, Partition, UnitKind, widened};
+use crate::lower::fuse::{Extent, Partition, UnitKind};
 use crate::op::{Op, Source, View};
 use crate::passes::rewrite::{Results, Visit, rewrite};
 use crate::tensor::Tensor;
@@ -21,11 +21,11 @@ const SMALL: usize = 8;
 
 /// `graph` in which units compute again what they would read from others; `None` if there is nothing of that kind.
 pub fn compute_again(graph: &Graph, partition: &Partition) -> Option<Graph> {
-    let chosen = Candidates::of(graph, partition).choose();
-    if !chosen.again.contains(&true) {
+    let again = Candidates::of(graph, partition).choose();
+    if !again.contains(&true) {
         return None;
     }
-    let mut copies = Copies { graph, partition, chosen, first: HashMap::new(), made: HashMap::new() };
+    let mut copies = Copies { graph, partition, again, first: HashMap::new(), made: HashMap::new() };
     let rebuilt = rewrite(graph, |visit| {
         let results = copies.visit(visit);
         copies.first.extend(visit.data().outputs().zip(results.iter().map(|t| t.value())));
@@ -42,21 +42,6 @@ fn root(graph: &Graph, mut value: Value) -> Value {
     value
 }
 
-/// What is done about each value.
-struct Chosen {
-    /// Units that need it compute it.
-    again: Vec<bool>,
-    /// It is stored from now on, because units compute its conversion to a wider type.
-    narrow: Vec<bool>,
-}
-
-impl Chosen {
-    /// Whether a value is in memory in the end.
-    fn is_stored(&self, partition: &Partition, value: Value) -> bool {
-        self.narrow[value.index()] || partition.stored[value.index()] && !self.again[value.index()]
-    }
-}
-
 struct Candidates<'a> {
     graph: &'a Graph,
     partition: &'a Partition,
@@ -64,7 +49,7 @@ struct Candidates<'a> {
     readers: Vec<Option<Vec<usize>>>,
     /// By unit: the stored values that it reads.
     reads: Vec<Vec<Value>>,
-    chosen: Chosen,
+    again: Vec<bool>,
 }
 
 impl<'a> Candidates<'a> {
@@ -101,23 +86,14 @@ impl<'a> Candidates<'a> {
         for value in results {
             readers[root(graph, *value).index()] = None;
         }
-        let none = vec![false; graph.value_count()];
-        let chosen = Chosen { again: none.clone(), narrow: none };
-        Candidates { graph, partition, readers, reads, chosen }
+        Candidates { graph, partition, readers, reads, again: vec![false; graph.value_count()] }
     }
 
-    fn choose(mut self) -> Chosen {
+    fn choose(mut self) -> Vec<bool> {
         for index in 0..self.graph.value_count() {
             let Some(readers) = &self.readers[index] else { continue };
             let value = Value::new(index);
             let home = self.partition.unit_of[self.graph.producer(value).index()];
-            if let Some(narrow) = self.widened(value)
-                && readers.iter().any(|unit| Some(*unit) != home)
-            {
-                self.chosen.again[index] = true;
-                self.chosen.narrow[narrow.index()] = true;
-                continue;
-            }
             let Some(leaves) = self.leaves(value) else { continue };
             let bytes = self.graph.ty(value).bytes();
             let pays = |unit: &usize| {
@@ -125,18 +101,10 @@ impl<'a> Candidates<'a> {
                 more.map(|leaf| self.graph.ty(*leaf).bytes()).sum::<usize>() <= bytes
             };
             if readers.iter().filter(|unit| Some(**unit) != home).all(pays) {
-                self.chosen.again[index] = true;
+                self.again[index] = true;
             }
         }
-        self.chosen
-    }
-
-    /// The value of the same unit that this one is in a wider type: half of the bytes to write and to read.
-    fn widened(&self, value: Value) -> Option<Value> {
-        let of = widened(self.graph, self.graph.producer(value))?;
-        let unit_of = |v: Value| self.partition.unit_of[self.graph.producer(v).index()];
-        let inside = unit_of(of) == unit_of(value) && self.graph.op_of(of).is_elementwise();
-        (inside && !self.partition.stored[of.index()]).then_some(of)
+        self.again
     }
 
     /// The large stored values that a value is made of element by element; `None` if it is not, or in too many steps.
@@ -155,7 +123,7 @@ impl<'a> Candidates<'a> {
                 let input = root(self.graph, *input);
                 match self.graph.op_of(input) {
                     Op::Source(Source::Constant { .. } | Source::Iota { .. }) => {}
-                    _ if self.chosen.is_stored(self.partition, input) => {
+                    _ if self.partition.stored[input.index()] && !self.again[input.index()] => {
                         let large = self.graph.ty(input).elements() * SMALL > self.graph.ty(value).elements();
                         if large && !leaves.contains(&input) {
                             leaves.push(input);
@@ -183,7 +151,7 @@ fn through(graph: &Graph, mut value: Value) -> bool {
 struct Copies<'a> {
     graph: &'a Graph,
     partition: &'a Partition,
-    chosen: Chosen,
+    again: Vec<bool>,
     /// Where the values of the old graph are in the new one.
     first: HashMap<Value, Value>,
     /// Where a unit's own copies are.
@@ -205,7 +173,7 @@ impl Copies<'_> {
         let behind = root(self.graph, value);
         let makes = |v: Value| self.partition.unit_of[self.graph.producer(v).index()];
         let here = makes(behind) == Some(unit) || makes(behind).is_none();
-        if here || self.chosen.is_stored(self.partition, behind) {
+        if here || (self.partition.stored[behind.index()] && !self.again[behind.index()]) {
             return visit.builder.tensor(self.first[&value]);
         }
         if let Some(made) = self.made.get(&(unit, value)) {

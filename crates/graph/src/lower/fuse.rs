@@ -5,8 +5,6 @@
 //! Because everything is stated on the linear order of elements, shapes inside a unit may differ (`[b, t, c]` and
 //! `[b * t, c]`); what decides is [`Strided::runs`].
 
-mod widen;
-
 use std::cell::Cell;
 use std::collections::HashSet;
 
@@ -15,7 +13,6 @@ use smallvec::{SmallVec, smallvec};
 use crate::graph::{Graph, Node, Phase, Value};
 use crate::lower::access::{Strided, resolve};
 use crate::op::{Op, Reduce, ReduceOp, Source, View};
-pub use widen::widened;
 
 /// The most nodes of one fused unit; more would not keep their values in the first-level cache.
 const MAX_NODES_PER_UNIT: usize = 64;
@@ -138,9 +135,6 @@ pub fn partition(graph: &Graph, fuse: bool) -> Partition {
     };
     for node in graph.nodes().filter(|n| live[n.index()]) {
         fuser.place(node, &stored, fuse);
-    }
-    if fuse {
-        fuser.widen_late(&live);
     }
     fuser.mark_stored(&mut stored, &live);
     fuser.partition.units.retain(|unit| !unit.nodes.is_empty());

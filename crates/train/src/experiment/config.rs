@@ -18,15 +18,30 @@ pub struct Model {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
     /// The folder of a model to start from, imported or exported, relative to the experiment file: it gives the architecture, its
-    /// hyperparameters and the weights, and the tokenizer where the data has none. What does not fit (a new head) starts anew.
+    /// hyperparameters and the weights, and the tokenizer where the data has none. Beside it, `architecture` may be a Starlark
+    /// file, which then builds the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<PathBuf>,
+    /// What happens to weights that the folder of `from` does not have, or in another shape. Absent: `"new"` for the folder's
+    /// own architecture, `"refuse"` for a Starlark file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Missing>,
     /// A named set of hyperparameters of the architecture ("gpt2-medium"); the keys here override its values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// Every other key: a keyword argument of the architecture's `model` function.
     #[serde(flatten)]
     pub hyperparameters: BTreeMap<String, Hyperparameter>,
+}
+
+/// What happens to weights that the folder which training starts from does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// They start anew.
+    New,
+    /// The run is refused, and they are named.
+    Refuse,
 }
 
 /// A scalar or a list of them.

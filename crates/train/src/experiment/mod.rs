@@ -24,7 +24,7 @@ use tenon_data::DataConfig;
 use toml::{Table, Value};
 
 pub use config::{
-    Bound, Deploy, EarlyStop, ExportFormat, Hyperparameter, Lora, Model, Objective, Precision, Sample, Search,
+    Bound, Deploy, EarlyStop, ExportFormat, Hyperparameter, Lora, Missing, Model, Objective, Precision, Sample, Search,
     StopPoor, Train, Tune,
 };
 pub use frozen::{Difference, differences};
@@ -59,9 +59,12 @@ pub struct Experiment {
 }
 
 /// Keys that may change between a run and its resumption: none of them changes a weight or a sample.
-pub const FREE_KEYS: &[&str] = &[
+const FREE_KEYS: &[&str] = &[
     "train.memory",
     "train.threads",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.evaluate_batches",
     "train.checkpoint_every",
     "train.keep_last",
     "train.sample",
@@ -195,13 +198,35 @@ impl Experiment {
         Table::try_from(self).expect("an experiment is a TOML table")
     }
 
-    /// What decides the weights: the table without [`FREE_KEYS`].
+    /// The keys that may change between a run and its resumption. An early stop counts evaluations, and both it and the best
+    /// checkpoint compare them: where there is one, evaluations stay what they were.
+    pub fn free_keys(&self) -> impl Iterator<Item = &'static str> {
+        let Train { early_stop, keep_best, .. } = &self.train;
+        let (stops, compares) = (early_stop.is_some(), early_stop.is_some() || keep_best.is_some());
+        FREE_KEYS.iter().copied().filter(move |key| match *key {
+            "train.evaluate_every" => !stops,
+            "train.evaluate_batches" => !compares,
+            _ => true,
+        })
+    }
+
+    /// What decides the weights: the table without [`Self::free_keys`].
     pub fn identity(&self) -> Table {
         let mut table = self.to_table();
-        for key in FREE_KEYS {
+        for key in self.free_keys() {
             frozen::remove(&mut table, key);
         }
         table
+    }
+
+    /// What differs between two experiments that cannot be one run: `self` is on the left.
+    pub fn changes(&self, other: &Experiment) -> Vec<Difference> {
+        let (mut left, mut right) = (self.to_table(), other.to_table());
+        for key in self.free_keys().chain(other.free_keys()) {
+            frozen::remove(&mut left, key);
+            frozen::remove(&mut right, key);
+        }
+        differences(&left, &right)
     }
 
     /// BLAKE3 of [`Self::identity`] in hexadecimal: two experiments with the same checksum train the same weights.

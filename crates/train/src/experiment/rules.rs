@@ -36,10 +36,10 @@ fn training_rules(experiment: &Experiment, tree: &Node) -> Vec<Problem> {
     let model = &experiment.model;
     match (&model.architecture, &model.from) {
         (None, None) => report(&["model"], "`model` needs the key `architecture` or `from`: what to train".to_owned()),
-        (Some(name), Some(from)) => {
+        (Some(name), Some(from)) if !name.ends_with(".star") => {
             let from = from.display();
             let message = format!(
-                "`model.architecture` is \"{name}\" and `model.from` is \"{from}\", which has its own: give one of the two"
+                "`model.architecture` is \"{name}\" and `model.from` is \"{from}\", which has its own: give one of the two, or a Starlark file of yours"
             );
             report(&["model", "architecture"], message);
         }
@@ -50,6 +50,10 @@ fn training_rules(experiment: &Experiment, tree: &Node) -> Vec<Problem> {
             );
         }
         _ => {}
+    }
+    if model.missing.is_some() && model.from.is_none() {
+        let message = "`model.missing` has no meaning without `from`: nothing is read that could lack weights";
+        report(&["model", "missing"], message.to_owned());
     }
     let train = &experiment.train;
     match (train.steps, train.epochs) {
