@@ -6,6 +6,7 @@ use starlark::values::dict::DictRef;
 use starlark::values::list::ListRef;
 use starlark::values::tuple::TupleRef;
 
+use crate::architecture::HyperValues;
 use crate::error::suggest;
 use crate::hyper::HyperValue;
 use crate::model::Model;
@@ -43,7 +44,7 @@ pub struct CheckpointTable {
     /// of several hyperparameters is one value for all, or a list with one for each.
     pub config: Vec<(String, Vec<String>)>,
     /// What values of keys of `config` are as hyperparameters, where they are not the same.
-    pub meanings: Vec<(String, Vec<(String, HyperValue)>)>,
+    pub meanings: Vec<(String, HyperValues)>,
     /// Hyperparameters where neither `config.json` nor its class says them, if they are others than elsewhere.
     pub assumes: Vec<(String, HyperValue)>,
     /// Those of the keys of `config` that are not written where they are nothing; others are written as null.
@@ -288,7 +289,7 @@ fn lists(value: Value<'_>) -> Option<Vec<(String, Vec<String>)>> {
     DictRef::from_value(value)?.iter().map(|(k, v)| Some((k.unpack_str()?.to_string(), all(v)?))).collect()
 }
 
-fn meanings(value: Value<'_>) -> Option<Vec<(String, Vec<(String, HyperValue)>)>> {
+fn meanings(value: Value<'_>) -> Option<Vec<(String, HyperValues)>> {
     let dict = DictRef::from_value(value)?;
     dict.iter().map(|(k, v)| Some((k.unpack_str()?.to_string(), HyperValue::pairs(v)?))).collect()
 }

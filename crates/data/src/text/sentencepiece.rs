@@ -187,7 +187,7 @@ fn is_sound(map: &[u8]) -> bool {
     }
     let parts = map.split_first_chunk::<4>().and_then(|(size, rest)| {
         let size = u32::from_le_bytes(*size) as usize;
-        (size % 4 == 0).then_some(())?;
+        size.is_multiple_of(4).then_some(())?;
         rest.split_at_checked(size)
     });
     let Some((units, texts)) = parts else { return false };

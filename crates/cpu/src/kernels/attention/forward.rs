@@ -2,7 +2,7 @@
 
 use super::decode;
 use super::products::{Product, Products, Seen, Weights};
-use super::tiles::{KEYS, QUERIES, Rows, Running, clear, hide, softmax_step};
+use super::tiles::{KEYS, QUERIES, Rows, Running, Weighing, clear, hide, softmax_step};
 use super::{Attention, Operands, Sizes, rows_view};
 use crate::isa::{Cpu, Isa};
 use crate::kernels::view::{DType, Scratch, View, ViewMut, piece, scratch_bytes};
@@ -132,11 +132,11 @@ impl Task for Tile<'_> {
                 let seen = Seen::Scores(band);
                 products.run(Product { a, b, c, c_row: width, m: keys, n: queries, k: d, accumulate: false, seen });
                 hide_tile(spec, &operands.mask, batch, s, scores, first, queries, width, from, keys);
-                let (scale, least) = (spec.scale, products.least());
+                let weighing = Weighing { scale: spec.scale, least: products.least(), band };
                 if products.rounds() {
-                    softmax_step::<V, u16>(scores, rounded.cast(), keys, width, band, scale, least, running);
+                    softmax_step::<V, u16>(scores, rounded.cast(), keys, width, weighing, running);
                 } else {
-                    softmax_step::<V, f32>(scores, rounded.cast(), keys, width, band, scale, least, running);
+                    softmax_step::<V, f32>(scores, rounded.cast(), keys, width, weighing, running);
                 }
                 for query in 0..queries {
                     let correction = *correction.add(query);

@@ -222,9 +222,19 @@ pub(super) struct Running {
     pub correction: *mut f32,
 }
 
-/// One step of the streaming softmax: turns scores `[keys][width]`, which are still to be multiplied with `scale`, into
-/// weights `e^(score - max)` at `weights` (which may be `scores`), 0 where the exponent is below `least` or the key outside
-/// the `band`, and moves the running values on.
+/// How scores become weights.
+#[derive(Clone, Copy)]
+pub(super) struct Weighing {
+    /// What they are still to be multiplied with.
+    pub scale: f32,
+    /// The exponent below which a weight is 0.
+    pub least: f32,
+    /// Outside of it weights are 0.
+    pub band: Band,
+}
+
+/// One step of the streaming softmax: turns scores `[keys][width]` into weights `e^(score - max)` at `weights` (which may
+/// be `scores`), and moves the running values on.
 ///
 /// # Safety
 /// All are writable for these sizes; `width` is a multiple of 16 and at most [`QUERIES`].
@@ -234,16 +244,14 @@ pub(super) unsafe fn softmax_step<V: Lanes, T: Float>(
     weights: *mut T,
     keys: usize,
     width: usize,
-    band: Band,
-    scale: f32,
-    least: f32,
+    weighing: Weighing,
     running: Running,
 ) {
-    let (scale, least) = (V::splat(scale), V::splat(least));
+    let (scale, least) = (V::splat(weighing.scale), V::splat(weighing.least));
     for at in (0..width).step_by(LANES) {
         // SAFETY: columns below `width`, keys below `keys`.
         unsafe {
-            let seen = band.keys(at..at + LANES, keys);
+            let seen = weighing.band.keys(at..at + LANES, keys);
             let before = V::load(running.max.add(at));
             let mut max = before;
             for key in seen.clone() {
