@@ -114,8 +114,12 @@ fn the_same_bits_on_any_number_of_threads_and_after_any_resume() {
 }
 
 #[test]
-fn one_image_cannot_be_mixed() {
+fn what_cannot_be_mixed_is_refused() {
     let lab = lab("mixed-one");
     let refused = lab.tenon("plan mixed.toml --set train.batch=1").expect(2).stderr;
     assert!(refused.contains("`train.batch` is 1") && refused.contains("data.images.augment"), "{refused}");
+    for objective in ["multi-label", "regression", "next-token"] {
+        let refused = lab.tenon(&format!("plan mixed.toml --set train.objective={objective}")).expect(2).stderr;
+        assert!(refused.contains("mixes classes, which the objective does not learn"), "{refused}");
+    }
 }

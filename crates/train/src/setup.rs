@@ -274,6 +274,12 @@ impl Setup {
             Some(objective) => objective,
             None => objective_of(&model, &*data)?,
         };
+        if objective != Objective::Classification && data.fields().iter().any(|field| field.name == MIXED_LABELS) {
+            return Err(SetupError::Mismatch(format!(
+                "{}: `data.images.augment` mixes classes, which the objective does not learn\n  try: train.objective = \"classification\", or neither `mixup` nor `cutmix`",
+                origin.display()
+            )));
+        }
         let samples = data.len(Split::Train);
         if samples == 0 {
             let message = format!("{}: the data has no sample to train on", origin.display());

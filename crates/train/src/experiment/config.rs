@@ -130,7 +130,8 @@ pub struct Train {
     /// The newest checkpoints that are kept.
     #[schemars(range(min = 1))]
     pub keep_last: u64,
-    /// A metric: the checkpoint with its best value is kept too, and exported. Absent: the last one is exported.
+    /// A metric: of the checkpoints that are written right after an evaluation, the one with its best value is kept too, and
+    /// exported. Absent: the last one is exported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_best: Option<String>,
     /// Stops when a metric no longer improves. Absent: never.
