@@ -129,6 +129,15 @@ pub static RULES: &[Rule] = &[
         equation: "cast(x) = x to its own type",
         apply: |m| matches!(m.op, Op::Cast(dtype) if dtype == m.operands[0].dtype()).then(|| m.operands[0]),
     },
+    Rule {
+        equation: "concat(cast(a), cast(b)) = cast(concat(a, b)) where the casts lose nothing, views of them alike",
+        apply: |m| {
+            let Op::View(View::Concat(axis)) = m.op else { return None };
+            let parts: Vec<Tensor<'_>> = m.operands.iter().map(|part| narrow(*part)).collect::<Option<_>>()?;
+            let same = parts.iter().all(|part| part.dtype() == parts[0].dtype());
+            same.then(|| m.result.builder().concat(&parts, axis as isize).cast(m.result.dtype()))
+        },
+    },
     // Views.
     Rule {
         equation: "view(x) = x where it changes nothing",
@@ -238,6 +247,28 @@ fn identity(view: &View, x: Tensor<'_>) -> bool {
         }
         View::Concat(_) => false,
     }
+}
+
+/// What `x` is a cast of that loses nothing, from fewer bytes; of that, a few views in between.
+fn narrow(x: Tensor<'_>) -> Option<Tensor<'_>> {
+    const VIEWS: usize = 4;
+    let (mut made, mut views) = (Made::of(x), SmallVec::<[View; VIEWS]>::new());
+    while let Some((view @ (View::Reshape(_) | View::Transpose(_)), inner)) = made.view()
+        && views.len() < VIEWS
+    {
+        views.push(view.clone());
+        made = Made::of(inner);
+    }
+    let Op::Cast(wide) = made.op else { return None };
+    let inner = made.operands[0];
+    let fits = inner.dtype().is_float() && inner.dtype().size() < wide.size() && lossless(inner.dtype(), wide);
+    fits.then(|| {
+        views.into_iter().rev().fold(inner, |part, view| match view {
+            View::Reshape(shape) => part.reshape(shape),
+            View::Transpose(order) => part.transpose(&order),
+            _ => part,
+        })
+    })
 }
 
 /// Whether adding `zero` to `x` gives the bits of `x`: 0 + -0 is 0.

@@ -105,6 +105,24 @@ fn rules_fire_where_they_are_exact() {
         ("x^1", |_, x| x.pow(1.0), &[]),
         ("bf16 and back is rounding", |_, x| x.cast(DType::BF16).cast(DType::F32), &["cast %0", "cast %1"]),
         ("bf16, f32 and bf16 again", |_, x| x.cast(DType::BF16).cast(DType::F32).cast(DType::BF16), &["cast %0"]),
+        (
+            "concat of what was bf16",
+            |g, x| {
+                let parts = [x, -x].map(|part| part.cast(DType::BF16));
+                g.concat(&parts.map(|part| part.cast(DType::F32).transpose_last().reshape([6])), 0)
+            },
+            &[
+                "neg %0",
+                "cast %0",
+                "cast %1",
+                "transpose %2 {order: [1, 0]}",
+                "reshape %4",
+                "transpose %3 {order: [1, 0]}",
+                "reshape %6",
+                "concat %5, %7 {axis: 0}",
+                "cast %8",
+            ],
+        ),
         ("select(true, x, y)", |g, x| g.full(1.0, DType::Bool, [2, 3]).select(x, -x), &[]),
         ("select(c, x, x)", |_, x| x.less(0.0).select(x, x), &[]),
         ("select(!c, x, y)", |_, x| (!x.less(x)).select(x, -x), &["less %0, %0", "neg %0", "select %1, %2, %0"]),
