@@ -225,7 +225,7 @@ impl Shared {
     /// The tasks that a worker begins with.
     fn range(&self, worker: usize, tasks: usize) -> Range<usize> {
         let (each, rest) = (tasks / self.next.len(), tasks % self.next.len());
-        let start = |worker: usize| each * worker + rest * worker / self.next.len();
+        let start = |worker: usize| each * worker + worker.min(rest);
         start(worker)..start(worker + 1)
     }
 

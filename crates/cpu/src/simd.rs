@@ -10,6 +10,9 @@ use crate::isa::{Cpu, Isa};
 /// Lanes of one vector.
 pub const LANES: usize = 16;
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Asks for the cache line at `p`, which may be anywhere, to come to the second-level cache: of requests for the first
 /// level too few can be under way to keep up with the memory.
 #[inline(always)]

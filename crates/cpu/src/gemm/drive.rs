@@ -6,11 +6,8 @@ use super::pack::{GROUP, Order, Pack, Packed, PackedRows, Source, packer};
 use super::plan::{KBlocks, Plan, RowsOfA};
 use super::{Epilogue, Float, GemmSpec, Layout, Strip};
 use crate::isa::{Cpu, Isa};
-use crate::simd::fetch;
+use crate::simd::{LINE, fetch};
 use std::ops::Range;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// A pointer that tasks share; each writes its own part.
 #[derive(Clone, Copy)]

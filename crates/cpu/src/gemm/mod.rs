@@ -1,7 +1,7 @@
 //! Matrix products on strided views: C = A B or C += A B, in f32 or bf16, one or a batch of them.
 //!
 //! **Bits.** An f32 output is one chain of fused multiply-adds in ascending k from 0 (or from C). bf16 operands (an f32
-//! one beside a bf16 one is rounded to bf16) are multiplied in pairs along k and summed in f32 as the module `bf16` describes, an odd k padded with a zero; a bf16
+//! one beside a bf16 one is rounded to bf16, and a denormal in it counts as zero) are multiplied in pairs along k and summed in f32 as the module `bf16` describes, an odd k padded with a zero; a bf16
 //! C is rounded once, at the end. Products with at most [`DOT_ROWS`] rows (or columns) and k contiguous in both
 //! operands take another order, that of the module `dot`. The order follows from the [`GemmSpec`] alone: results are the same
 //! for every instruction set, number of threads and blocking. (Which NaN a NaN result is, is left open.)

@@ -10,7 +10,7 @@ use super::micro::{Kernels, Lane, ROWS};
 use super::plan::{ALIGN, KBlocks};
 use super::square::Square;
 use crate::isa::Isa;
-use crate::simd::fetch;
+use crate::simd::{LINE, fetch};
 use std::ops::Range;
 
 /// Rows of A that are packed at a time: whole tiles, and whole cache lines of f32.
@@ -91,7 +91,7 @@ impl Source {
     #[inline(always)]
     fn fetch(&self, k: usize) {
         let row = self.ptr.wrapping_add((k + AHEAD) * self.k_stride * self.dtype.bytes());
-        for line in (0..self.cols * self.dtype.bytes()).step_by(64) {
+        for line in (0..self.cols * self.dtype.bytes()).step_by(LINE) {
             fetch(row.wrapping_add(line));
         }
     }

@@ -13,7 +13,7 @@ use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::protobuf::{Content, Fields};
-use super::tokenizer::{library_error, parse};
+use super::tokenizer::{Parts, library_error};
 use crate::error::{DataError, Place};
 
 /// What stands for a space in pieces.
@@ -244,18 +244,14 @@ pub(crate) fn assemble(bytes: &[u8], around: &Around<'_>, legacy: bool, path: &P
     if stripped > 0 {
         decoders.push(json!({ "type": "Strip", "content": " ", "start": stripped, "stop": 0 }));
     }
-    let json = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": null,
-        "pre_tokenizer": before,
-        "post_processor": found.template(around, path)?,
-        "decoder": { "type": "Sequence", "decoders": decoders },
-        "model": found.model(),
-    });
-    let mut tokenizer = parse(path, json.to_string().as_bytes())?;
+    let parts = Parts {
+        normalizer: Value::Null,
+        pre_tokenizer: before.unwrap_or_default(),
+        post_processor: found.template(around, path)?,
+        decoder: json!({ "type": "Sequence", "decoders": decoders }),
+        model: found.model(),
+    };
+    let mut tokenizer = parts.assemble(path)?;
 
     let mut steps: Vec<NormalizerWrapper> = Vec::new();
     if !found.charsmap.is_empty() {

@@ -179,6 +179,34 @@ fn train_bpe(
     Ok(tokenizer)
 }
 
+/// The parts of a tokenizer, as `tokenizer.json` has them; null is none.
+#[derive(Default)]
+pub(super) struct Parts {
+    pub normalizer: Value,
+    pub pre_tokenizer: Value,
+    pub post_processor: Value,
+    pub decoder: Value,
+    pub model: Value,
+}
+
+impl Parts {
+    /// The tokenizer, made from the file at `path`.
+    pub(super) fn assemble(self, path: &Path) -> Result<Tokenizer, DataError> {
+        let json = json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": [],
+            "normalizer": self.normalizer,
+            "pre_tokenizer": self.pre_tokenizer,
+            "post_processor": self.post_processor,
+            "decoder": self.decoder,
+            "model": self.model,
+        });
+        parse(path, json.to_string().as_bytes())
+    }
+}
+
 /// A tokenizer of single characters: a BPE without merges, which every reader of `tokenizer.json` understands.
 fn characters(text: TrainingText<'_, impl Iterator<Item = String>>) -> Result<Tokenizer, DataError> {
     let mut alphabet = BTreeSet::new();
@@ -188,29 +216,19 @@ fn characters(text: TrainingText<'_, impl Iterator<Item = String>>) -> Result<To
     let special = std::iter::once(UNKNOWN).chain(OF_ENCODERS.into_iter().filter(|_| text.encoder));
     let tokens = special.map(str::to_owned).chain(alphabet.iter().map(char::to_string));
     let vocab: Map<String, Value> = tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
-    let json = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": null,
-        "pre_tokenizer": null,
-        "post_processor": null,
-        "decoder": { "type": "Fuse" },
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": UNKNOWN,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": false,
-            "vocab": vocab,
-            "merges": [],
-        },
+    let model = json!({
+        "type": "BPE",
+        "dropout": null,
+        "unk_token": UNKNOWN,
+        "continuing_subword_prefix": null,
+        "end_of_word_suffix": null,
+        "fuse_unk": false,
+        "byte_fallback": false,
+        "ignore_merges": false,
+        "vocab": vocab,
+        "merges": [],
     });
-    let mut tokenizer = parse(text.path, json.to_string().as_bytes())?;
+    let mut tokenizer = Parts { decoder: json!({ "type": "Fuse" }), model, ..Parts::default() }.assemble(text.path)?;
     if text.encoder {
         let special = std::iter::once(UNKNOWN).chain(OF_ENCODERS).map(|token| AddedToken::from(token, true));
         tokenizer.add_special_tokens(&special.collect::<Vec<AddedToken>>());

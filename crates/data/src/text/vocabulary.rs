@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::sentencepiece::{Around, assemble};
-use super::tokenizer::{library_error, parse};
+use super::tokenizer::{Parts, library_error};
 use crate::error::{DataError, Place};
 
 /// The largest file of a vocabulary, in bytes.
@@ -47,12 +47,11 @@ pub fn assemble_tokenizer(folder: &Path) -> Result<Option<Tokenizer>, DataError>
     let special = special_tokens(folder, kind, &settings)?;
     let name = |role: &str| special.iter().find(|(other, _)| *other == role).map(|(_, token)| token.content.as_str());
     let path = folder.join(kind.files()[0]);
-    let made = |json: Value| parse(&path, json.to_string().as_bytes());
     let mut tokenizer = match kind {
-        Kind::Bert => made(word_piece(&lines_as_vocabulary(&path)?, &settings, &name, &path)?)?,
+        Kind::Bert => word_piece(&lines_as_vocabulary(&path)?, &settings, &name, &path)?.assemble(&path)?,
         Kind::Gpt2 | Kind::Roberta => {
             let merges = text(&folder.join("merges.txt"))?;
-            made(byte_pairs(kind, &object(&path)?, &merges, &settings, &name, &path)?)?
+            byte_pairs(kind, &object(&path)?, &merges, &settings, &name, &path)?.assemble(&path)?
         }
         Kind::SentencePiece => {
             let flag = |key: &str, usual: bool| settings.get(key).and_then(Value::as_bool).unwrap_or(usual);
@@ -192,33 +191,29 @@ fn word_piece<'a>(
     settings: &Map<String, Value>,
     name: &impl Fn(&str) -> Option<&'a str>,
     path: &Path,
-) -> Result<Value, DataError> {
+) -> Result<Parts, DataError> {
     let flag = |key: &str| settings.get(key).and_then(Value::as_bool);
     let part = |role: &str| numbered(vocabulary, name(role).unwrap_or_default(), role, path);
     let (unknown, _) = part("unk_token")?;
-    Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": {
+    Ok(Parts {
+        normalizer: json!({
             "type": "BertNormalizer",
             "clean_text": true,
             "handle_chinese_chars": flag("tokenize_chinese_chars").unwrap_or(true),
             "strip_accents": flag("strip_accents"),
             "lowercase": flag("do_lower_case").unwrap_or(true),
-        },
-        "pre_tokenizer": { "type": "BertPreTokenizer" },
-        "post_processor": { "type": "BertProcessing", "sep": part("sep_token")?, "cls": part("cls_token")? },
-        "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
-        "model": {
+        }),
+        pre_tokenizer: json!({ "type": "BertPreTokenizer" }),
+        post_processor: json!({ "type": "BertProcessing", "sep": part("sep_token")?, "cls": part("cls_token")? }),
+        decoder: json!({ "type": "WordPiece", "prefix": "##", "cleanup": true }),
+        model: json!({
             "type": "WordPiece",
             "unk_token": unknown,
             "continuing_subword_prefix": "##",
             "max_input_chars_per_word": LONGEST_WORD,
             "vocab": vocabulary,
-        },
-    }))
+        }),
+    })
 }
 
 fn byte_pairs<'a>(
@@ -228,7 +223,7 @@ fn byte_pairs<'a>(
     settings: &Map<String, Value>,
     name: &impl Fn(&str) -> Option<&'a str>,
     path: &Path,
-) -> Result<Value, DataError> {
+) -> Result<Parts, DataError> {
     let flag = |key: &str| settings.get(key).and_then(Value::as_bool).unwrap_or(false);
     let part = |role: &str| numbered(vocabulary, name(role).unwrap_or_default(), role, path);
     let prefix_space = flag("add_prefix_space");
@@ -256,16 +251,12 @@ fn byte_pairs<'a>(
     };
     // The first line may be a comment; the rest are pairs.
     let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
-    Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": null,
-        "pre_tokenizer": bytes(prefix_space),
-        "post_processor": after,
-        "decoder": bytes(true),
-        "model": {
+    Ok(Parts {
+        normalizer: Value::Null,
+        pre_tokenizer: bytes(prefix_space),
+        post_processor: after,
+        decoder: bytes(true),
+        model: json!({
             "type": "BPE",
             "dropout": null,
             "unk_token": null,
@@ -276,8 +267,8 @@ fn byte_pairs<'a>(
             "ignore_merges": false,
             "vocab": vocabulary,
             "merges": merges,
-        },
-    }))
+        }),
+    })
 }
 
 /// A file with a token in each line; of equal ones the last counts.
