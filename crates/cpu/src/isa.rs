@@ -1,6 +1,7 @@
 //! The instruction sets the kernels are written for, and [`Cpu`]: the context that every kernel is given.
 
 use crate::pool::Pool;
+use crate::rows::Codes;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -116,6 +117,8 @@ pub struct Cpu {
     pub pool: Pool,
     /// Private: a value of `Cpu` is the proof of support that the kernels rely on.
     isa: Isa,
+    /// The machine code of row programs.
+    pub(crate) codes: Codes,
 }
 
 impl Cpu {
@@ -133,7 +136,7 @@ impl Cpu {
     /// This processor lacks it.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Cpu, IsaError> {
         isa.check()?;
-        Ok(Cpu { pool: Pool::new(threads), isa })
+        Ok(Cpu { pool: Pool::new(threads), isa, codes: Codes::default() })
     }
 
     /// The instruction set; the processor has it.

@@ -2,11 +2,163 @@
 //!
 //! Each function is straight-line code on one lane: correctly rounded operations (fused multiply-adds only where
 //! `mul_add` is written), selections, no table and no branch, so a loop over it becomes vector code inside a function
-//! that enables the instructions, and plain code elsewhere, with equal results. Bounds are in units in the last place of
+//! that enables the instructions, and plain code elsewhere, with equal results; what is written for any [`Real`] also
+//! becomes machine code while Tenon runs (`rows::compiled`). Bounds are in units in the last place of
 //! the result and hold for every operand, subnormals included; `tests/rows_math.rs` measures them.
 //!
 //! Polynomials are Chebyshev fits of the function named beside them. Range reductions are those of Cody and Waite (1980)
 //! and, for large angles, of Payne and Hanek (1983).
+
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+/// What a [`Real`] is compared for. No comparison holds for NaN, except that it has no place.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Is {
+    /// `a < b`
+    Less,
+    /// `a <= b`
+    LessEqual,
+    /// `a == b`
+    Equal,
+    /// Either is NaN.
+    Unordered,
+}
+
+/// A float of 32 bits: an `f32`, or one that is known when the code that computes it runs.
+pub trait Real:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
+{
+    /// The same 32 bits as a whole number.
+    type Bits: Bits;
+    /// This number.
+    fn of(x: f32) -> Self;
+    /// These bits.
+    fn from_bits(bits: Self::Bits) -> Self;
+    /// Its bits.
+    fn to_bits(self) -> Self::Bits;
+    /// The nearest to a signed whole number.
+    fn from_whole(whole: Self::Bits) -> Self;
+    /// `self * b + c`, rounded once.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// The square root.
+    fn sqrt(self) -> Self;
+    /// `then` where `self` is that of `than`, else `otherwise`.
+    fn choose(self, is: Is, than: Self, then: Self, otherwise: Self) -> Self;
+
+    /// The magnitude.
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self::from_bits(self.to_bits().and(Bits::of(!SIGN)))
+    }
+
+    /// The magnitude with the sign of `of`.
+    #[inline(always)]
+    fn copysign(self, of: Self) -> Self {
+        Self::from_bits(self.to_bits().and(Bits::of(!SIGN)).or(of.to_bits().and(Bits::of(SIGN))))
+    }
+
+    /// `zero` where `self` is zero: the sign that a formula has lost.
+    #[inline(always)]
+    fn keeping_zero(self, x: Self) -> Self {
+        x.choose(Is::Equal, Self::of(0.0), x, self)
+    }
+}
+
+/// A whole number of 32 bits; arithmetic wraps.
+pub trait Bits: Copy {
+    /// This number.
+    fn of(bits: u32) -> Self;
+    /// The sum.
+    fn add(self, b: Self) -> Self;
+    /// The difference.
+    fn sub(self, b: Self) -> Self;
+    /// The bits that both have.
+    fn and(self, b: Self) -> Self;
+    /// The bits that either has.
+    fn or(self, b: Self) -> Self;
+    /// Shifted left.
+    fn shl<const BY: u32>(self) -> Self;
+    /// Shifted right, zeros following.
+    fn shr<const BY: u32>(self) -> Self;
+    /// Shifted right as a signed number.
+    fn sar<const BY: u32>(self) -> Self;
+}
+
+impl Real for f32 {
+    type Bits = u32;
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn from_bits(bits: u32) -> f32 {
+        f32::from_bits(bits)
+    }
+    #[inline(always)]
+    fn to_bits(self) -> u32 {
+        self.to_bits()
+    }
+    #[inline(always)]
+    fn from_whole(whole: u32) -> f32 {
+        whole.cast_signed() as f32
+    }
+    #[inline(always)]
+    fn mul_add(self, b: f32, c: f32) -> f32 {
+        self.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn sqrt(self) -> f32 {
+        self.sqrt()
+    }
+    #[inline(always)]
+    fn choose(self, is: Is, than: f32, then: f32, otherwise: f32) -> f32 {
+        let chosen = match is {
+            Is::Less => self < than,
+            Is::LessEqual => self <= than,
+            Is::Equal => self == than,
+            Is::Unordered => self.is_nan() || than.is_nan(),
+        };
+        if chosen { then } else { otherwise }
+    }
+}
+
+impl Bits for u32 {
+    #[inline(always)]
+    fn of(bits: u32) -> u32 {
+        bits
+    }
+    #[inline(always)]
+    fn add(self, b: u32) -> u32 {
+        self.wrapping_add(b)
+    }
+    #[inline(always)]
+    fn sub(self, b: u32) -> u32 {
+        self.wrapping_sub(b)
+    }
+    #[inline(always)]
+    fn and(self, b: u32) -> u32 {
+        self & b
+    }
+    #[inline(always)]
+    fn or(self, b: u32) -> u32 {
+        self | b
+    }
+    #[inline(always)]
+    fn shl<const BY: u32>(self) -> u32 {
+        self << BY
+    }
+    #[inline(always)]
+    fn shr<const BY: u32>(self) -> u32 {
+        self >> BY
+    }
+    #[inline(always)]
+    fn sar<const BY: u32>(self) -> u32 {
+        (self.cast_signed() >> BY).cast_unsigned()
+    }
+}
+
+/// The bit of the sign.
+const SIGN: u32 = 0x8000_0000;
 
 /// `1.5 * 2^23`: adding it rounds to a whole number, which is then in the low bits.
 const ROUND: f32 = 12_582_912.0;
@@ -47,10 +199,10 @@ pub const LARGE_ANGLE: f32 = 1_099_511_627_776.0;
 
 /// The polynomial with these coefficients, the constant first.
 #[inline(always)]
-fn polynomial<const N: usize>(coefficients: [f32; N], x: f32) -> f32 {
-    let mut sum = coefficients[N - 1];
+fn polynomial<T: Real, const N: usize>(coefficients: [f32; N], x: T) -> T {
+    let mut sum = T::of(coefficients[N - 1]);
     for i in (0..N - 1).rev() {
-        sum = sum.mul_add(x, coefficients[i]);
+        sum = sum.mul_add(x, T::of(coefficients[i]));
     }
     sum
 }
@@ -66,109 +218,112 @@ fn polynomial_f64<const N: usize>(coefficients: [f64; N], x: f64) -> f64 {
 
 /// `2^k` for `-126 <= k <= 127`; any bits otherwise.
 #[inline(always)]
-fn power_of_two(k: i32) -> f32 {
-    f32::from_bits((k.wrapping_add(127) as u32) << 23)
+fn power_of_two<T: Real>(k: T::Bits) -> T {
+    T::from_bits(k.add(Bits::of(127)).shl::<23>())
 }
 
 /// `(k, exp(r) - 1)` with `x = k ln(2) + r`, `|r| <= ln(2) / 2`, for `|x| < 2^21`.
 #[inline(always)]
-fn exp_parts(x: f32) -> (i32, f32) {
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
-    let whole = shifted - ROUND;
-    let r = whole.mul_add(-LN_2[1], whole.mul_add(-LN_2[0], x));
+fn exp_parts<T: Real>(x: T) -> (T::Bits, T) {
+    let shifted = x.mul_add(T::of(std::f32::consts::LOG2_E), T::of(ROUND));
+    let whole = shifted - T::of(ROUND);
+    let r = whole.mul_add(T::of(-LN_2[1]), whole.mul_add(T::of(-LN_2[0]), x));
     let tail = (r * r).mul_add(polynomial(EXP, r), r);
-    (shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32, tail)
+    (shifted.to_bits().sub(Bits::of(ROUND.to_bits())), tail)
 }
 
 /// `x` kept within `low..=high`; NaN stays.
 #[inline(always)]
-fn clamp(x: f32, low: f32, high: f32) -> f32 {
-    let x = if x < low { low } else { x };
-    if x > high { high } else { x }
+fn clamp<T: Real>(x: T, low: f32, high: f32) -> T {
+    let (low, high) = (T::of(low), T::of(high));
+    let x = x.choose(Is::Less, low, low, x);
+    high.choose(Is::Less, x, high, x)
 }
 
 /// `exp(x)` for `|x| <= 87`; within 1 ULP.
 #[inline(always)]
-fn exp_normal(x: f32) -> f32 {
+fn exp_normal<T: Real>(x: T) -> T {
     let (k, tail) = exp_parts(x);
-    (1.0 + tail) * power_of_two(k)
+    (T::of(1.0) + tail) * power_of_two(k)
 }
 
 /// `e^x`; within 1 ULP.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub fn exp<T: Real>(x: T) -> T {
     let (k, tail) = exp_parts(clamp(x, -104.0, 89.0));
     // Two factors: `2^k` alone may be out of range where the result is subnormal or `k` is 128.
-    let half = k >> 1;
-    (1.0 + tail) * power_of_two(half) * power_of_two(k.wrapping_sub(half))
+    let half = k.sar::<1>();
+    (T::of(1.0) + tail) * power_of_two(half) * power_of_two(k.sub(half))
 }
 
 /// `e^x - 1`; within 2 ULP.
 #[inline(always)]
-pub fn expm1(x: f32) -> f32 {
+pub fn expm1<T: Real>(x: T) -> T {
     let (k, tail) = exp_parts(clamp(x, -20.0, 89.0));
     // Halved: `2^128` is out of range where the result is not.
-    let half = power_of_two(k.wrapping_sub(1));
-    let result = 2.0 * half.mul_add(tail, half - 0.5);
-    if x == 0.0 { x } else { result }
+    let half: T = power_of_two(k.sub(Bits::of(1)));
+    (T::of(2.0) * half.mul_add(tail, half - T::of(0.5))).keeping_zero(x)
 }
 
 /// `ln(m 2^e)` for `m` in `sqrt(1/2)..sqrt(2)` and `f = m - 1`.
 #[inline(always)]
-fn log_parts(f: f32, e: i32) -> f32 {
-    let e = e as f32;
+fn log_parts<T: Real>(f: T, e: T::Bits) -> T {
+    let e = T::from_whole(e);
     let square = f * f;
-    let tail = (f * square).mul_add(polynomial(LOG, f), e * LN_2[1]);
-    e.mul_add(LN_2[0], f + square.mul_add(-0.5, tail))
+    let tail = (f * square).mul_add(polynomial(LOG, f), e * T::of(LN_2[1]));
+    e.mul_add(T::of(LN_2[0]), f + square.mul_add(T::of(-0.5), tail))
 }
 
-/// The exponent `e` that leaves `bits / 2^e` within `sqrt(1/2)..sqrt(2)`.
+/// The exponent `e` that leaves `x / 2^e` within `sqrt(1/2)..sqrt(2)`, and that quotient.
 #[inline(always)]
-fn balanced_exponent(bits: u32) -> i32 {
-    (bits.wrapping_sub(std::f32::consts::FRAC_1_SQRT_2.to_bits()) as i32) >> 23
+fn balanced<T: Real>(x: T) -> (T::Bits, T) {
+    let bits = x.to_bits();
+    let e = bits.sub(Bits::of(std::f32::consts::FRAC_1_SQRT_2.to_bits())).sar::<23>();
+    (e, T::from_bits(bits.sub(e.shl::<23>())))
 }
 
 /// The logarithm where `y` is it for positive finite `x`.
 #[inline(always)]
-fn log_edges(x: f32, y: f32) -> f32 {
-    let positive = if x < f32::INFINITY { y } else { x };
-    let other = if x == 0.0 { f32::NEG_INFINITY } else { f32::NAN };
-    if x > 0.0 { positive } else { other }
+fn log_edges<T: Real>(x: T, y: T) -> T {
+    let zero = T::of(0.0);
+    let positive = x.choose(Is::Less, T::of(f32::INFINITY), y, x);
+    let other = x.choose(Is::Equal, zero, T::of(f32::NEG_INFINITY), T::of(f32::NAN));
+    zero.choose(Is::Less, x, positive, other)
 }
 
 /// `ln(x)`; within 1 ULP.
 #[inline(always)]
-pub fn log(x: f32) -> f32 {
-    let subnormal = x < f32::MIN_POSITIVE;
-    let normal = if subnormal { x * 8_388_608.0 } else { x };
-    let e = balanced_exponent(normal.to_bits());
-    let m = f32::from_bits(normal.to_bits().wrapping_sub((e << 23) as u32));
-    log_edges(x, log_parts(m - 1.0, e - if subnormal { 23 } else { 0 }))
+pub fn log<T: Real>(x: T) -> T {
+    let least = T::of(f32::MIN_POSITIVE);
+    let normal = x.choose(Is::Less, least, x * T::of(8_388_608.0), x);
+    let scaled = x.choose(Is::Less, least, T::from_bits(Bits::of(23)), T::of(0.0));
+    let (e, m) = balanced(normal);
+    log_edges(x, log_parts(m - T::of(1.0), e.sub(scaled.to_bits())))
 }
 
 /// `ln(1 + x)`; within 2 ULP.
 #[inline(always)]
-pub fn log1p(x: f32) -> f32 {
-    let u = 1.0 + x;
-    let lost = x - (u - 1.0);
-    let e = balanced_exponent(u.to_bits());
-    let m = f32::from_bits(u.to_bits().wrapping_sub((e << 23) as u32));
+pub fn log1p<T: Real>(x: T) -> T {
+    let one = T::of(1.0);
+    let u = one + x;
+    let lost = x - (u - one);
+    let (e, m) = balanced(u);
     // What the sum has lost no longer matters where the exponent is large.
-    let f = (m - 1.0) + lost * power_of_two(if e < 100 { e.wrapping_neg() } else { -100 });
-    let result = log_edges(u, log_parts(f, e));
-    if x == 0.0 { x } else { result }
+    let (down, least) = (T::from_bits(T::Bits::of(0).sub(e)), T::from_bits(Bits::of(100u32.wrapping_neg())));
+    let scale: T = power_of_two(T::from_whole(e).choose(Is::Less, T::of(100.0), down, least).to_bits());
+    log_edges(u, log_parts((m - one) + lost * scale, e)).keeping_zero(x)
 }
 
 /// `x^(1/2)`, correctly rounded.
 #[inline(always)]
-pub fn sqrt(x: f32) -> f32 {
+pub fn sqrt<T: Real>(x: T) -> T {
     x.sqrt()
 }
 
 /// `x^(-1/2)`; within 1.5 ULP.
 #[inline(always)]
-pub fn rsqrt(x: f32) -> f32 {
-    1.0 / x.sqrt()
+pub fn rsqrt<T: Real>(x: T) -> T {
+    T::of(1.0) / x.sqrt()
 }
 
 /// `sin(r + q pi / 2)` for `|r| <= 1`.
@@ -257,39 +412,49 @@ pub fn cos_large(x: f32) -> f32 {
 
 /// The hyperbolic tangent; within 2 ULP.
 #[inline(always)]
-pub fn tanh(x: f32) -> f32 {
+pub fn tanh<T: Real>(x: T) -> T {
     let square = x * x;
-    let small = (x * square).mul_add(polynomial(TANH, square), x);
-    let small = if x == 0.0 { x } else { small };
-    let t = x.abs();
+    let small = (x * square).mul_add(polynomial(TANH, square), x).keeping_zero(x);
+    let (t, most, one, two) = (x.abs(), T::of(10.0), T::of(1.0), T::of(2.0));
     // From 10 on the result is 1.
-    let e = exp_normal(2.0 * if t > 10.0 { 10.0 } else { t });
-    let large = (1.0 - 2.0 / (e + 1.0)).copysign(x);
-    if t < 0.625 { small } else { large }
+    let e = exp_normal(two * most.choose(Is::Less, t, most, t));
+    let large = (one - two / (e + one)).copysign(x);
+    t.choose(Is::Less, T::of(0.625), small, large)
 }
 
 /// The error function; within 2 ULP.
 #[inline(always)]
-pub fn erf(x: f32) -> f32 {
+pub fn erf<T: Real>(x: T) -> T {
     let small = x.mul_add(polynomial(ERF, x * x), x);
-    let t = x.abs();
+    let (t, most) = (x.abs(), T::of(4.0));
     // From 3.92 on the result is 1.
-    let t = if t > 4.0 { 4.0 } else { t };
-    let large = (1.0 - exp_normal(t.mul_add(polynomial(ERFC, t), -t))).copysign(x);
-    if t < 0.925 { small } else { large }
+    let t = most.choose(Is::Less, t, most, t);
+    let large = (T::of(1.0) - exp_normal(t.mul_add(polynomial(ERFC, t), -t))).copysign(x);
+    t.choose(Is::Less, T::of(0.925), small, large)
 }
 
 /// `1 / (1 + e^-x)`; within 2 ULP.
 #[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
+pub fn sigmoid<T: Real>(x: T) -> T {
+    let one = T::of(1.0);
     // The exponential of the negative side neither overflows nor loses what is small.
     let e = exp(-x.abs());
-    let numerator = if x < 0.0 { e } else { 1.0 };
-    let sum = 1.0 + e;
+    let numerator = x.choose(Is::Less, T::of(0.0), e, one);
+    let sum = one + e;
     let quotient = numerator / sum;
     // One Newton step takes back what the sum and the division have rounded off; a straight line is near enough to 1 / sum.
-    let rest = (-quotient).mul_add(e - (sum - 1.0), (-quotient).mul_add(sum, numerator));
-    rest.mul_add(sum.mul_add(-0.5, 1.457), quotient)
+    let rest = (-quotient).mul_add(e - (sum - one), (-quotient).mul_add(sum, numerator));
+    rest.mul_add(sum.mul_add(T::of(-0.5), T::of(1.457)), quotient)
+}
+
+/// The nearest bf16, halves to even; NaN stays NaN.
+#[inline(always)]
+pub fn round_to_bf16<T: Real>(x: T) -> T {
+    let bits = x.to_bits();
+    let odd = bits.shr::<16>().and(Bits::of(1));
+    let rounded = bits.add(odd.add(Bits::of(0x7FFF))).and(Bits::of(0xFFFF_0000));
+    let quiet = bits.or(Bits::of(0x0040_0000)).and(Bits::of(0xFFFF_0000));
+    x.choose(Is::Unordered, x, T::from_bits(quiet), T::from_bits(rounded))
 }
 
 /// `a^b`; within 1 ULP. Special cases are those of IEEE 754 `pow`.

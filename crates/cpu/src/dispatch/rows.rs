@@ -19,7 +19,7 @@ pub struct Rows {
 impl Rows {
     /// The kernel of a fused unit.
     pub fn new(cpu: &Cpu, fused: &Fused, graph: &Graph) -> Rows {
-        let program = RowProgram::new(fused, graph);
+        let program = RowProgram::new(cpu, fused, graph);
         Rows { scratch: program.scratch_bytes(cpu.pool.threads()), program }
     }
 }

@@ -7,12 +7,47 @@ use tenon_graph::elementwise::{Binary, Unary};
 use tenon_graph::types::DType;
 
 use super::kernel::{Body, Elementwise, Kernel, Lane, Operand};
-use crate::math;
+use super::pairs::{self, Arithmetic};
+use crate::math::{self, round_to_bf16};
 
 /// Heavy operations work on the last lanes of a tile as on a whole vector of this many,
 const VECTOR: usize = 32;
 /// unless there are this few.
 const FEW: usize = 4;
+
+/// What an elementwise step computes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Formula {
+    /// Of elements of this type, before rounding to bf16.
+    Unary(Unary, DType),
+    /// Of elements of this type, before rounding to bf16.
+    Binary(Binary, DType),
+    /// The second or the third, where the first is true or not.
+    Select,
+    /// From one type to another, before rounding to bf16.
+    Cast(DType, DType),
+    /// The nearest bf16.
+    Round,
+    /// The operand.
+    Copy,
+    /// The second of the first; if the flag is set, on its left.
+    Pair(Arithmetic, Arithmetic, bool),
+}
+
+impl Formula {
+    /// What computes it.
+    pub fn kernel(self) -> Kernel<Elementwise> {
+        match self {
+            Formula::Unary(op, dtype) => unary_kernel(op, dtype),
+            Formula::Binary(op, dtype) => binary_kernel(op, dtype),
+            Formula::Select => Kernel::new::<SelectBody>(),
+            Formula::Cast(from, to) => cast_kernel(from, to).unwrap_or_else(copy_kernel),
+            Formula::Round => map_kernel::<RoundToBf16>(),
+            Formula::Copy => copy_kernel(),
+            Formula::Pair(first, second, left) => pairs::kernel(first, second, left),
+        }
+    }
+}
 
 /// A function of one lane.
 trait Map {
@@ -260,15 +295,6 @@ maps! {
     BoolFromU32 u32 => u32, false, |x| u32::from(x != 0);
 }
 
-/// The nearest bf16, halves to even; NaN stays NaN.
-#[inline(always)]
-pub fn round_to_bf16(x: f32) -> f32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
-    let quiet = (bits | 0x0040_0000) & 0xFFFF_0000;
-    f32::from_bits(if x.is_nan() { quiet } else { rounded })
-}
-
 macro_rules! angles {
     ($($name:ident $apply:path, $rare:path;)*) => {$(
         struct $name;
@@ -299,7 +325,7 @@ angles! {
 
 macro_rules! zips {
     ($($name:ident $in:ty => $out:ty, |$a:ident, $b:ident| $result:expr;)*) => {$(
-        /// See [`binary_kernel`].
+        /// See [`Formula::Binary`].
         pub struct $name;
         impl Zip for $name {
             type In = $in;
@@ -351,18 +377,8 @@ fn zip_kernel<Z: Zip>() -> Kernel<Elementwise> {
 }
 
 /// The kernel that copies its operand.
-pub fn copy_kernel() -> Kernel<Elementwise> {
+fn copy_kernel() -> Kernel<Elementwise> {
     Kernel::new::<CopyBody>()
-}
-
-/// The kernel that rounds `f32` to bf16.
-pub fn round_kernel() -> Kernel<Elementwise> {
-    map_kernel::<RoundToBf16>()
-}
-
-/// The kernel of a selection.
-pub fn select_kernel() -> Kernel<Elementwise> {
-    Kernel::new::<SelectBody>()
 }
 
 /// What a lane holds, whatever the element type in memory.
@@ -385,7 +401,7 @@ fn content(dtype: DType) -> Content {
 }
 
 /// The kernel of a unary operation on elements of type `dtype`, before rounding to bf16.
-pub fn unary_kernel(op: Unary, dtype: DType) -> Kernel<Elementwise> {
+fn unary_kernel(op: Unary, dtype: DType) -> Kernel<Elementwise> {
     use Content::{F32, I32, U8, U32};
     match (op, content(dtype)) {
         (Unary::Neg, F32) => map_kernel::<NegF32>(),
@@ -421,7 +437,7 @@ pub fn unary_is_exact(op: Unary) -> bool {
 }
 
 /// The kernel of a binary operation on elements of type `dtype`, before rounding to bf16.
-pub fn binary_kernel(op: Binary, dtype: DType) -> Kernel<Elementwise> {
+fn binary_kernel(op: Binary, dtype: DType) -> Kernel<Elementwise> {
     use Content::{F32, I32, U8, U32};
     match (op, content(dtype)) {
         (Binary::Add, F32) => zip_kernel::<AddF32>(),
@@ -459,8 +475,13 @@ pub fn binary_is_exact(op: Binary) -> bool {
     !matches!(op, Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Pow)
 }
 
+/// Whether lanes stay as they are in a conversion, before rounding to bf16.
+pub fn cast_keeps_lanes(from: DType, to: DType) -> bool {
+    cast_kernel(from, to).is_none()
+}
+
 /// The kernel of a conversion, before rounding to bf16; `None` where lanes stay as they are.
-pub fn cast_kernel(from: DType, to: DType) -> Option<Kernel<Elementwise>> {
+fn cast_kernel(from: DType, to: DType) -> Option<Kernel<Elementwise>> {
     let float = from.is_float();
     match to {
         DType::F32 | DType::BF16 if float => None,

@@ -1,19 +1,13 @@
 //! From a fused unit to steps over values: what each value needs, and which steps make and use it.
 
 use smallvec::{SmallVec, smallvec};
-use tenon_graph::elementwise::Binary;
 use tenon_graph::graph::{Graph, Value};
 use tenon_graph::lower::access::Strided;
 use tenon_graph::lower::fused::{Code, Fused, Instruction, Reg, Spread};
 use tenon_graph::op::ReduceOp;
 use tenon_graph::types::DType;
 
-use super::elementwise::{
-    binary_is_exact, binary_kernel, cast_kernel, constant_bits, copy_kernel, round_kernel, select_kernel,
-    unary_is_exact, unary_kernel,
-};
-use super::kernel::{Elementwise, Kernel};
-use super::pairs::{self, Arithmetic};
+use super::elementwise::{Formula, binary_is_exact, cast_keeps_lanes, constant_bits, unary_is_exact};
 use super::reduce::{Columns, Reduction, over_nothing, reduction};
 use super::step::{Extent, Step};
 use super::window::{Format, Positions, Window};
@@ -111,8 +105,6 @@ struct Lowering<'a> {
     of: Vec<Id>,
     /// Values rounded to bf16: (rounded, before).
     rounded: Vec<(Id, Id)>,
-    /// Values that are made by a simple operation on floats.
-    arithmetic: Vec<(Id, Arithmetic)>,
 }
 
 /// The steps of a fused unit.
@@ -123,7 +115,6 @@ pub fn lower(fused: &Fused, graph: &Graph) -> Lowered {
         lowered: Lowered::default(),
         of: Vec::new(),
         rounded: Vec::new(),
-        arithmetic: Vec::new(),
     };
     if fused.rows * fused.cols == 0 {
         lowering.results_of_nothing();
@@ -138,9 +129,8 @@ pub fn lower(fused: &Fused, graph: &Graph) -> Lowered {
             }
         }
     }
-    let Lowering { mut lowered, arithmetic, .. } = lowering;
+    let mut lowered = lowering.lowered;
     drop_unused(&mut lowered);
-    pairs::merge(&mut lowered, &arithmetic);
     lowered
 }
 
@@ -149,7 +139,7 @@ fn drop_unused(lowered: &mut Lowered) {
     let mut read = vec![false; lowered.values.len()];
     let mut kept: Vec<Step<Id>> = Vec::with_capacity(lowered.steps.len());
     for step in lowered.steps.drain(..).rev() {
-        if step.writes().is_none_or(|to| read[to]) {
+        if step.writes().iter().all(|to| read[*to]) {
             step.reads().into_iter().for_each(|id| read[id] = true);
             kept.push(step);
         }
@@ -178,12 +168,12 @@ impl Lowering<'_> {
         self.lowered.values.len() - 1
     }
 
-    fn map(&mut self, kernel: Kernel<Elementwise>, from: &[Id]) -> Id {
+    fn map(&mut self, formula: Formula, from: &[Id]) -> Id {
         let values = &self.lowered.values;
         let extent = from.iter().map(|id| values[*id].extent).max().unwrap_or(Extent::Uniform);
         let level = from.iter().map(|id| values[*id].level).max().unwrap_or(0);
         let to = self.value(extent, level);
-        self.lowered.steps.push(Step::Map { kernel, from: from.into(), to, direct: None });
+        self.lowered.steps.push(Step::Map { formula, kernel: formula.kernel(), from: from.into(), to, direct: None });
         to
     }
 
@@ -191,7 +181,7 @@ impl Lowering<'_> {
         if dtype != DType::BF16 || exact {
             return id;
         }
-        let rounded = self.map(round_kernel(), &[id]);
+        let rounded = self.map(Formula::Round, &[id]);
         self.rounded.push((rounded, id));
         rounded
     }
@@ -204,7 +194,8 @@ impl Lowering<'_> {
             self.lowered.values.pop();
             return id;
         }
-        self.lowered.steps.push(Step::Map { kernel: copy_kernel(), from: smallvec![id], to, direct: None });
+        let (formula, kernel) = (Formula::Copy, Formula::Copy.kernel());
+        self.lowered.steps.push(Step::Map { formula, kernel, from: smallvec![id], to, direct: None });
         to
     }
 
@@ -266,22 +257,15 @@ impl Lowering<'_> {
                 to
             }
             Code::Unary(op, x) => {
-                let result = self.map(unary_kernel(*op, operand_type(*x)), &[self.of[*x]]);
+                let result = self.map(Formula::Unary(*op, operand_type(*x)), &[self.of[*x]]);
                 self.rounded(result, dtype, unary_is_exact(*op))
             }
             Code::Binary(op, a, b) => {
-                let result = self.map(binary_kernel(*op, operand_type(*a)), &[self.of[*a], self.of[*b]]);
-                let arithmetic = match op {
-                    Binary::Add => Some(Arithmetic::Add),
-                    Binary::Sub => Some(Arithmetic::Sub),
-                    Binary::Mul => Some(Arithmetic::Mul),
-                    _ => None,
-                };
-                self.arithmetic.extend(arithmetic.filter(|_| operand_type(*a).is_float()).map(|kind| (result, kind)));
+                let result = self.map(Formula::Binary(*op, operand_type(*a)), &[self.of[*a], self.of[*b]]);
                 self.rounded(result, dtype, binary_is_exact(*op))
             }
             Code::Select(condition, a, b) => {
-                self.map(select_kernel(), &[self.of[*condition], self.of[*a], self.of[*b]])
+                self.map(Formula::Select, &[self.of[*condition], self.of[*a], self.of[*b]])
             }
             Code::Cast(x) => {
                 let from = operand_type(*x);
@@ -294,7 +278,7 @@ impl Lowering<'_> {
     }
 
     fn cast(&mut self, id: Id, from: DType, to: DType) -> Id {
-        cast_kernel(from, to).map_or(id, |kernel| self.map(kernel, &[id]))
+        if cast_keeps_lanes(from, to) { id } else { self.map(Formula::Cast(from, to), &[id]) }
     }
 
     fn reduce(&mut self, reg: Reg, instruction: &Instruction, op: ReduceOp, operand: Reg) -> Id {
@@ -364,10 +348,10 @@ pub struct Staged {
 
 /// Whether a step runs once.
 fn is_uniform(lowered: &Lowered, step: &Step<Id>) -> bool {
-    match (step.writes(), step) {
-        (Some(to), _) => lowered.values[to].extent == Extent::Uniform,
-        (None, Step::Store { from, .. }) => lowered.values[*from].extent == Extent::Uniform,
-        (None, _) => false,
+    match (step.writes().as_slice(), step) {
+        ([], Step::Store { from, .. }) => lowered.values[*from].extent == Extent::Uniform,
+        ([], _) => false,
+        (made, _) => made.iter().all(|to| lowered.values[*to].extent == Extent::Uniform),
     }
 }
 
@@ -421,7 +405,7 @@ pub fn parts_of_rows(lowered: &mut Lowered) -> Staged {
                 None
             }
             step => {
-                let value = step.writes().unwrap_or_else(|| step.reads()[0]);
+                let value = step.writes().first().copied().unwrap_or_else(|| step.reads()[0]);
                 (lowered.values[value].extent == Extent::Row).then(|| (level(value), step.clone()))
             }
         };
@@ -442,10 +426,7 @@ fn elements_for(lowered: &Lowered, sinks: &[usize], staged: &Staged) -> Steps {
     let mut needed = vec![false; lowered.values.len()];
     let mut steps: Vec<Step<Id>> = Vec::new();
     for (at, step) in lowered.steps.iter().enumerate().rev() {
-        let wanted = match step.writes() {
-            Some(to) if lowered.values[to].extent == Extent::Full => needed[to],
-            _ => false,
-        };
+        let wanted = step.writes().iter().any(|to| lowered.values[*to].extent == Extent::Full && needed[*to]);
         if !wanted && !sinks.contains(&at) {
             continue;
         }

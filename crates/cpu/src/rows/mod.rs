@@ -9,8 +9,10 @@
 //! order. Neither the size of tiles, nor the number of threads, nor the instruction set, nor whether a value passed
 //! through memory can be seen in a result (NaN is NaN; its sign and payload are not promised).
 //!
-//! Read `lower` for how a unit becomes steps, `step` for what they are, `run` for how tiles go through them.
+//! Read `lower` for how a unit becomes steps, `step` for what they are, `compiled` for how several become one, and `run` for
+//! how tiles go through them.
 
+mod compiled;
 mod elementwise;
 mod kernel;
 mod lower;
@@ -21,8 +23,13 @@ mod run;
 mod step;
 mod window;
 
+use std::collections::HashMap;
+
 use tenon_graph::graph::{Graph, Value};
 use tenon_graph::lower::fused::Fused;
+
+use crate::isa::{Cpu, Isa};
+pub(crate) use compiled::Codes;
 
 use lower::{Column, Id, LoadFrom, Lowered, Nothing, Staged, Steps, StoreTo, Total};
 use reduce::Accumulator;
@@ -49,6 +56,8 @@ const ALIGNMENT: usize = 64;
 
 /// A fused unit made ready to run.
 pub struct RowProgram {
+    /// What it may run on.
+    isa: Isa,
     rows: usize,
     cols: usize,
     /// Rows that a column reduction combines into one.
@@ -142,14 +151,29 @@ impl Chunks {
 }
 
 impl RowProgram {
-    /// Makes a fused unit of `graph` ready to run.
-    pub fn new(fused: &Fused, graph: &Graph) -> RowProgram {
+    /// Makes a fused unit of `graph` ready to run on processors like `cpu`.
+    pub fn new(cpu: &Cpu, fused: &Fused, graph: &Graph) -> RowProgram {
+        let isa = cpu.isa();
         let mut lowered = lower::lower(fused, graph);
+        let compiles = compiled::is_possible(isa);
+        if !compiles {
+            pairs::merge(&mut lowered);
+        }
         let single_stage = lower::stage_count(&lowered) == 1;
         let whole = !fused.flat && (fused.cols <= *TILE.end() || (!single_stage && fused.cols <= WHOLE_ROW));
         let mut staged = if whole { lower::whole_rows(&lowered) } else { lower::parts_of_rows(&mut lowered) };
         let period = if whole { Some(fused.cols) } else { period(fused, &lowered) };
         let periodic = period.map_or_else(Vec::new, |period| take_periodic(&mut staged, &lowered, period));
+        if compiles {
+            let constant = |step: &Step<Id>| match step {
+                Step::Constant { bits, to } => Some((*to, *bits)),
+                _ => None,
+            };
+            let constants: HashMap<Id, u32> = staged.uniform.iter().filter_map(constant).collect();
+            for (_, body) in &mut staged.stages {
+                *body = compiled::compile(&cpu.codes, &lowered, &constants, std::mem::take(body));
+            }
+        }
         let Lowered { buffers, loads, positions, stores, columns, totals, accumulators, values, nothing, .. } = lowered;
         let mut registers = Registers::new(&values);
         let uniform = registers.keep(&staged.uniform);
@@ -174,9 +198,12 @@ impl RowProgram {
         let bodies = stages.iter().flat_map(|stage| &stage.body);
         let count = |wanted: fn(&Step<Slot>) -> bool| bodies.clone().filter(|step| wanted(step)).count();
         let maps = count(|step| matches!(step, Step::Map { .. }));
+        // Blocks ask for themselves.
+        let blocks = count(|step| matches!(step, Step::Block { .. }));
         let read = count(|step| matches!(step, Step::Load { .. })) * tile_rows * tile_cols * size_of::<u32>();
-        let fetches = read.div_ceil(ALIGNMENT * maps.max(1));
+        let fetches = if blocks > 0 { 0 } else { read.div_ceil(ALIGNMENT * maps.max(1)) };
         RowProgram {
+            isa,
             rows: fused.rows,
             cols: fused.cols,
             group: (fused.rows / fused.outer.max(1)).max(1),

@@ -5,13 +5,15 @@
 use std::marker::PhantomData;
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
-use super::elementwise::{AddF32, MulF32, SubF32, Zip};
+use tenon_graph::elementwise::Binary;
+
+use super::elementwise::{AddF32, Formula, MulF32, SubF32, Zip};
 use super::kernel::{Body, Elementwise, Kernel, Operand};
 use super::lower::{Id, Lowered};
 use super::step::{Extent, Step};
 
 /// An operation on floats that may be one of two.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arithmetic {
     /// a + b
     Add,
@@ -21,9 +23,22 @@ pub enum Arithmetic {
     Mul,
 }
 
-/// Merges steps of `lowered` in pairs; `arithmetic` says which values are made by what.
-pub fn merge(lowered: &mut Lowered, arithmetic: &[(Id, Arithmetic)]) {
-    let kind = |id: Id| arithmetic.iter().find(|(made, _)| *made == id).map(|(_, kind)| *kind);
+impl Arithmetic {
+    fn of(formula: Formula) -> Option<Arithmetic> {
+        match formula {
+            Formula::Binary(op, dtype) if dtype.is_float() => match op {
+                Binary::Add => Some(Arithmetic::Add),
+                Binary::Sub => Some(Arithmetic::Sub),
+                Binary::Mul => Some(Arithmetic::Mul),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Merges steps of `lowered` in pairs.
+pub fn merge(lowered: &mut Lowered) {
     let mut uses = vec![0; lowered.values.len()];
     lowered.steps.iter().flat_map(Step::reads).for_each(|id| uses[id] += 1);
     let mut merged: Vec<Option<Step<Id>>> = Vec::with_capacity(lowered.steps.len());
@@ -32,10 +47,10 @@ pub fn merge(lowered: &mut Lowered, arithmetic: &[(Id, Arithmetic)]) {
         // The step before, where it is, and which operand it makes.
         let before = |from: &[Id]| {
             from.iter().enumerate().filter(|(_, id)| uses[**id] == 1 && full(**id)).find_map(|(operand, id)| {
-                let first = kind(*id)?;
-                let makes = |s: &Option<Step<Id>>| s.as_ref().is_some_and(|s| s.writes() == Some(*id));
+                let makes = |s: &Option<Step<Id>>| s.as_ref().is_some_and(|s| s.writes().contains(id));
                 let at = merged.iter().rposition(makes)?;
-                let Some(Step::Map { from, .. }) = &merged[at] else { return None };
+                let Some(Step::Map { formula, from, .. }) = &merged[at] else { return None };
+                let first = Arithmetic::of(*formula)?;
                 // The first operand of a pair has a lane for every element.
                 let swapped = !full(from[0]) && first != Arithmetic::Sub;
                 let (a, b) = if swapped { (from[1], from[0]) } else { (from[0], *from.get(1)?) };
@@ -43,11 +58,11 @@ pub fn merge(lowered: &mut Lowered, arithmetic: &[(Id, Arithmetic)]) {
             })
         };
         let pair = match &step {
-            Step::Map { from, to, direct, .. } if from.len() == 2 && full(*to) => kind(*to).and_then(|second| {
+            Step::Map { formula, from, to, direct, .. } if full(*to) => Arithmetic::of(*formula).and_then(|second| {
                 let (operand, at, first, [a, b]) = before(from)?;
-                let kernel = kernel(first, second, operand == 0);
+                let formula = Formula::Pair(first, second, operand == 0);
                 let from = [a, b, from[1 - operand]].into_iter().collect();
-                Some((at, Step::Map { kernel, from, to: *to, direct: *direct }))
+                Some((at, Step::Map { formula, kernel: formula.kernel(), from, to: *to, direct: *direct }))
             }),
             _ => None,
         };
@@ -63,7 +78,7 @@ pub fn merge(lowered: &mut Lowered, arithmetic: &[(Id, Arithmetic)]) {
 }
 
 /// `second(first(a, b), c)` if `left`, else `second(c, first(a, b))`, whose first operand is no splat.
-fn kernel(first: Arithmetic, second: Arithmetic, left: bool) -> Kernel<Elementwise> {
+pub fn kernel(first: Arithmetic, second: Arithmetic, left: bool) -> Kernel<Elementwise> {
     match first {
         Arithmetic::Add => after::<AddF32>(second, left),
         Arithmetic::Sub => after::<SubF32>(second, left),

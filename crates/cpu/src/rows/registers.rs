@@ -53,7 +53,7 @@ impl<'a> Registers<'a> {
     /// Steps whose results stay: each has a register of its own.
     pub fn keep(&mut self, steps: &Steps) -> Vec<Step<Slot>> {
         let place = |step: &Step<Id>| {
-            if let Some(to) = step.writes() {
+            for to in step.writes() {
                 let slot = self.fresh(self.values[to].extent);
                 self.kept += usize::from(slot.extent == Extent::Full);
                 self.slots[to] = Some(slot);
@@ -72,7 +72,7 @@ impl<'a> Registers<'a> {
             for id in step.reads() {
                 last[id] = at;
             }
-            if let Some(to) = step.writes() {
+            for to in step.writes() {
                 last[to] = at;
                 made_here[to] = true;
             }
@@ -81,7 +81,7 @@ impl<'a> Registers<'a> {
         let mut free: Vec<Slot> = Vec::new();
         let mut placed = Vec::with_capacity(steps.len());
         for (at, step) in steps.iter().enumerate() {
-            if let Some(to) = step.writes() {
+            for to in step.writes() {
                 let extent = self.values[to].extent;
                 let slot = match free.iter().rposition(|slot| slot.extent == extent) {
                     Some(position) => free.remove(position),

@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
 use tenon_graph::random::node_key;
 
+use super::compiled::Code;
 use super::kernel::{Accumulate, Elementwise, Finish, FoldRows, Operand, RandomBits, ReduceRows};
 use super::lower::StoreTo;
 use super::reduce::Accumulator;
 use super::step::{Extent, Slot, Step};
+use super::step::Operand as Place;
 use super::window::random_kernel;
 use super::{ALIGNMENT, COMBINED, Chunks, Layout, RowProgram};
 use crate::isa::{Cpu, Isa};
@@ -92,13 +95,14 @@ impl RowProgram {
     /// [`RowProgram::scratch_bytes`]`(cpu.pool.threads())` bytes or more and starts at a multiple of 64.
     ///
     /// # Panics
-    /// If there are fewer buffers or bytes than that.
+    /// If there are fewer buffers or bytes than that, or `cpu` has another instruction set than the program was made for.
     ///
     /// # Safety
     /// Each buffer holds its value whole, row-major and aligned to its element type, and nothing else uses it during the
     /// call; results may be written before other operands are read. Two buffers are either apart or the same; they may be
     /// the same only where `tenon_graph::lower::schedule::reuses` allows it. Truth values are 0 or 1.
     pub unsafe fn run(&self, cpu: &Cpu, buffers: &[*mut u8], scratch: &mut [u8]) {
+        assert_eq!(cpu.isa(), self.isa, "the program was made for another instruction set");
         assert_eq!(buffers.len(), self.buffers.len(), "a buffer for each value of the program");
         let needed = self.scratch_bytes(cpu.pool.threads());
         assert!(scratch.len() >= needed, "{} bytes of scratch, not {needed}", scratch.len());
@@ -349,7 +353,8 @@ impl Worker<'_> {
                     let (to, key) = (self.own_memory(*to), *self.lanes(*key));
                     random_kernel().get(isa)(&RandomBits { to, first: first as u64, key, n });
                 }
-                Step::Map { kernel, from, to, direct } => {
+                Step::Block { code, operands } => self.block(code, operands, tile),
+                Step::Map { kernel, from, to, direct, .. } => {
                     self.ahead.fetch(program.fetches);
                     let (first, n) = self.span(to.extent, tile);
                     let result = match direct {
@@ -380,6 +385,55 @@ impl Worker<'_> {
                     let (first, n) = self.span(from.extent, tile);
                     run.store(&program.stores[*store], self.lanes(*from), first, n);
                 }
+            }
+        }
+    }
+
+    /// Several steps in one; each row by itself where an operand has one lane per row.
+    unsafe fn block(&self, code: &Code, operands: &[Place<Slot>], tile: Tile) {
+        let (run, program) = (self.run, self.run.program);
+        let (first, n) = self.span(Extent::Full, tile);
+        let mut by_row = false;
+        // Where each operand is, and how far from one row to the next, in bytes.
+        let mut places: SmallVec<[*mut u8; 16]> = SmallVec::new();
+        let mut steps: SmallVec<[usize; 16]> = SmallVec::new();
+        for operand in operands {
+            // SAFETY: registers have room for a tile, and what is read has been computed; buffers have the elements.
+            let (place, step) = unsafe {
+                match operand {
+                    Place::Lanes(slot) => {
+                        by_row |= slot.extent == Extent::Row;
+                        let lanes = match slot.extent {
+                            Extent::Full => tile.width,
+                            Extent::Row => 1,
+                            Extent::Uniform => 0,
+                        };
+                        (self.lanes(*slot).cast(), lanes * size_of::<u32>())
+                    }
+                    Place::Made(slot) => (self.own_memory(*slot).cast(), tile.width * size_of::<u32>()),
+                    Place::Elements { load } => {
+                        let load = &program.loads[*load];
+                        let at = load.window.contiguous_piece(first, n).unwrap_or(first);
+                        (run.buffers[load.buffer].add(at * load.format.size), tile.width * load.format.size)
+                    }
+                    Place::Stored { store } => {
+                        let store = &program.stores[*store];
+                        (run.buffers[store.buffer].add(first * store.format.size), tile.width * store.format.size)
+                    }
+                }
+            };
+            places.push(place);
+            steps.push(step);
+        }
+        if !by_row {
+            // SAFETY: the program was compiled for the instruction set of the Cpu, and `compile` says what operands are.
+            return unsafe { code.run(&places, n) };
+        }
+        for _ in 0..tile.rows {
+            // SAFETY: as above; rows lie one after the other, and row values have a lane for each.
+            unsafe { code.run(&places, tile.width) };
+            for (place, step) in places.iter_mut().zip(&steps) {
+                *place = place.wrapping_add(*step);
             }
         }
     }

@@ -1,7 +1,11 @@
 //! What a row program does with a tile, one step after the other.
 
+use std::sync::Arc;
+
 use smallvec::{SmallVec, smallvec};
 
+use super::compiled::Code;
+use super::elementwise::Formula;
 use super::kernel::{Elementwise, Kernel};
 use super::reduce::Reduction;
 
@@ -68,7 +72,9 @@ pub enum Step<R> {
     },
     /// An elementwise operation.
     Map {
-        /// The kernel.
+        /// What is computed.
+        formula: Formula,
+        /// By what.
         kernel: Kernel<Elementwise>,
         /// The operands.
         from: SmallVec<[R; 3]>,
@@ -76,6 +82,13 @@ pub enum Step<R> {
         to: R,
         /// The store that takes the result, where it may be computed right into the buffer.
         direct: Option<usize>,
+    },
+    /// Several steps over elements in one.
+    Block {
+        /// What they do.
+        code: Arc<Code>,
+        /// On what.
+        operands: SmallVec<[Operand<R>; 8]>,
     },
     /// Each row of a full value reduced.
     Reduce {
@@ -120,6 +133,25 @@ pub enum Step<R> {
     },
 }
 
+/// An operand of a block.
+#[derive(Clone, Copy)]
+pub enum Operand<R> {
+    /// Lanes that it reads.
+    Lanes(R),
+    /// Elements that it reads.
+    Elements {
+        /// Which load.
+        load: usize,
+    },
+    /// Lanes that it writes.
+    Made(R),
+    /// Elements that it writes.
+    Stored {
+        /// Which store.
+        store: usize,
+    },
+}
+
 impl<R: Copy> Step<R> {
     /// What the step reads.
     pub fn reads(&self) -> SmallVec<[R; 3]> {
@@ -129,6 +161,13 @@ impl<R: Copy> Step<R> {
             }
             Step::Random { key, .. } => smallvec![*key],
             Step::Map { from, .. } => from.clone(),
+            Step::Block { operands, .. } => operands
+                .iter()
+                .filter_map(|operand| match operand {
+                    Operand::Lanes(r) => Some(*r),
+                    _ => None,
+                })
+                .collect(),
             Step::Reduce { from, .. }
             | Step::Accumulate { from, .. }
             | Step::Column { from, .. }
@@ -137,7 +176,7 @@ impl<R: Copy> Step<R> {
     }
 
     /// What the step writes.
-    pub fn writes(&self) -> Option<R> {
+    pub fn writes(&self) -> SmallVec<[R; 1]> {
         match self {
             Step::Constant { to, .. }
             | Step::Load { to, .. }
@@ -146,8 +185,15 @@ impl<R: Copy> Step<R> {
             | Step::Random { to, .. }
             | Step::Map { to, .. }
             | Step::Reduce { to, .. }
-            | Step::Finish { to, .. } => Some(*to),
-            Step::Accumulate { .. } | Step::Column { .. } | Step::Store { .. } => None,
+            | Step::Finish { to, .. } => smallvec![*to],
+            Step::Block { operands, .. } => operands
+                .iter()
+                .filter_map(|operand| match operand {
+                    Operand::Made(r) => Some(*r),
+                    _ => None,
+                })
+                .collect(),
+            Step::Accumulate { .. } | Step::Column { .. } | Step::Store { .. } => smallvec![],
         }
     }
 
@@ -159,11 +205,24 @@ impl<R: Copy> Step<R> {
             Step::Index { positions, to } => Step::Index { positions: *positions, to: result(*to) },
             Step::Key { buffer, stream, to } => Step::Key { buffer: *buffer, stream: *stream, to: result(*to) },
             Step::Random { key, to } => Step::Random { key: operand(*key), to: result(*to) },
-            Step::Map { kernel, from, to, direct } => Step::Map {
+            Step::Map { formula, kernel, from, to, direct } => Step::Map {
+                formula: *formula,
                 kernel: *kernel,
                 from: from.iter().map(|r| operand(*r)).collect(),
                 to: result(*to),
                 direct: *direct,
+            },
+            Step::Block { code, operands } => Step::Block {
+                code: Arc::clone(code),
+                operands: operands
+                    .iter()
+                    .map(|place| match place {
+                        Operand::Lanes(r) => Operand::Lanes(operand(*r)),
+                        Operand::Elements { load } => Operand::Elements { load: *load },
+                        Operand::Made(r) => Operand::Made(result(*r)),
+                        Operand::Stored { store } => Operand::Stored { store: *store },
+                    })
+                    .collect(),
             },
             Step::Reduce { reduction, from, to } => {
                 Step::Reduce { reduction: *reduction, from: operand(*from), to: result(*to) }

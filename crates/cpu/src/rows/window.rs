@@ -7,8 +7,8 @@ use smallvec::{SmallVec, smallvec};
 use tenon_graph::lower::access::Strided;
 use tenon_graph::types::{DType, MAX_RANK};
 
-use super::elementwise::round_to_bf16;
 use super::kernel::{Body, Kernel, Load, RandomBits, Store};
+use crate::math::round_to_bf16;
 
 /// Where elements lie in a buffer, in order: an offset and a loop nest of (size, stride), outermost first, in elements.
 #[derive(Clone, Debug, PartialEq, Eq)]

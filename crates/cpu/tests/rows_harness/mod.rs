@@ -162,7 +162,7 @@ impl Machine<'_> {
     fn step(&mut self, step: &Step, cpu: &Cpu) {
         match &step.work {
             Work::Fused(fused) => {
-                let rows = RowProgram::new(fused, &self.program.graph);
+                let rows = RowProgram::new(cpu, fused, &self.program.graph);
                 let buffers: Vec<*mut u8> = rows.buffers().iter().map(|v| self.pointer(*v)).collect();
                 let mut scratch = Memory::new(rows.scratch_bytes(cpu.pool.threads()), 0xC3);
                 // SAFETY: the program's places are large enough and apart where they must be.
