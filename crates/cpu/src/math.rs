@@ -44,6 +44,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// `then` where `self` is that of `than`, else `otherwise`.
     fn choose(self, is: Is, than: Self, then: Self, otherwise: Self) -> Self;
+    /// `self * 2^k` for `0.5 <= self < 2`, rounded once, where `shifted` is [`ROUND`]` + k` and `-160 <= k <= 160`.
+    fn times_power(self, shifted: Self) -> Self;
 
     /// The magnitude.
     #[inline(always)]
@@ -120,6 +122,13 @@ impl Real for f32 {
         };
         if chosen { then } else { otherwise }
     }
+    #[inline(always)]
+    fn times_power(self, shifted: f32) -> f32 {
+        // Two factors: `2^k` alone may be out of range where the result is subnormal or `k` is 128.
+        let k = whole_of(shifted);
+        let half = k.sar::<1>();
+        self * power_of_two::<f32>(half) * power_of_two::<f32>(Bits::sub(k, half))
+    }
 }
 
 impl Bits for u32 {
@@ -161,7 +170,7 @@ impl Bits for u32 {
 const SIGN: u32 = 0x8000_0000;
 
 /// `1.5 * 2^23`: adding it rounds to a whole number, which is then in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub const ROUND: f32 = 12_582_912.0;
 /// `1.5 * 2^52`, for `f64`.
 const ROUND_F64: f64 = 6_755_399_441_055_744.0;
 /// `ln 2` in two parts; the first has nine bits, so its multiples by an exponent are exact.
@@ -222,14 +231,20 @@ fn power_of_two<T: Real>(k: T::Bits) -> T {
     T::from_bits(k.add(Bits::of(127)).shl::<23>())
 }
 
-/// `(k, exp(r) - 1)` with `x = k ln(2) + r`, `|r| <= ln(2) / 2`, for `|x| < 2^21`.
+/// `(`[`ROUND`]` + k, exp(r) - 1)` with `x = k ln(2) + r`, `|r| <= ln(2) / 2`, for `|x| < 2^21`.
 #[inline(always)]
-fn exp_parts<T: Real>(x: T) -> (T::Bits, T) {
+fn exp_parts<T: Real>(x: T) -> (T, T) {
     let shifted = x.mul_add(T::of(std::f32::consts::LOG2_E), T::of(ROUND));
     let whole = shifted - T::of(ROUND);
     let r = whole.mul_add(T::of(-LN_2[1]), whole.mul_add(T::of(-LN_2[0]), x));
     let tail = (r * r).mul_add(polynomial(EXP, r), r);
-    (shifted.to_bits().sub(Bits::of(ROUND.to_bits())), tail)
+    (shifted, tail)
+}
+
+/// The whole number in the low bits.
+#[inline(always)]
+fn whole_of<T: Real>(shifted: T) -> T::Bits {
+    shifted.to_bits().sub(Bits::of(ROUND.to_bits()))
 }
 
 /// `x` kept within `low..=high`; NaN stays.
@@ -243,25 +258,23 @@ fn clamp<T: Real>(x: T, low: f32, high: f32) -> T {
 /// `exp(x)` for `|x| <= 87`; within 1 ULP.
 #[inline(always)]
 fn exp_normal<T: Real>(x: T) -> T {
-    let (k, tail) = exp_parts(x);
-    (T::of(1.0) + tail) * power_of_two(k)
+    let (shifted, tail) = exp_parts(x);
+    (T::of(1.0) + tail) * power_of_two(whole_of(shifted))
 }
 
 /// `e^x`; within 1 ULP.
 #[inline(always)]
 pub fn exp<T: Real>(x: T) -> T {
-    let (k, tail) = exp_parts(clamp(x, -104.0, 89.0));
-    // Two factors: `2^k` alone may be out of range where the result is subnormal or `k` is 128.
-    let half = k.sar::<1>();
-    (T::of(1.0) + tail) * power_of_two(half) * power_of_two(k.sub(half))
+    let (shifted, tail) = exp_parts(clamp(x, -104.0, 89.0));
+    (T::of(1.0) + tail).times_power(shifted)
 }
 
 /// `e^x - 1`; within 2 ULP.
 #[inline(always)]
 pub fn expm1<T: Real>(x: T) -> T {
-    let (k, tail) = exp_parts(clamp(x, -20.0, 89.0));
+    let (shifted, tail) = exp_parts(clamp(x, -20.0, 89.0));
     // Halved: `2^128` is out of range where the result is not.
-    let half: T = power_of_two(k.sub(Bits::of(1)));
+    let half: T = power_of_two(whole_of(shifted).sub(Bits::of(1)));
     (T::of(2.0) * half.mul_add(tail, half - T::of(0.5))).keeping_zero(x)
 }
 
@@ -450,11 +463,17 @@ pub fn sigmoid<T: Real>(x: T) -> T {
 /// The nearest bf16, halves to even; NaN stays NaN.
 #[inline(always)]
 pub fn round_to_bf16<T: Real>(x: T) -> T {
+    T::from_bits(bf16_above(x).and(Bits::of(0xFFFF_0000)))
+}
+
+/// Bits whose upper half is the nearest bf16.
+#[inline(always)]
+pub fn bf16_above<T: Real>(x: T) -> T::Bits {
     let bits = x.to_bits();
     let odd = bits.shr::<16>().and(Bits::of(1));
-    let rounded = bits.add(odd.add(Bits::of(0x7FFF))).and(Bits::of(0xFFFF_0000));
-    let quiet = bits.or(Bits::of(0x0040_0000)).and(Bits::of(0xFFFF_0000));
-    x.choose(Is::Unordered, x, T::from_bits(quiet), T::from_bits(rounded))
+    let rounded = bits.add(odd.add(Bits::of(0x7FFF)));
+    let quiet = bits.or(Bits::of(0x0040_0000));
+    x.choose(Is::Unordered, x, T::from_bits(quiet), T::from_bits(rounded)).to_bits()
 }
 
 /// `a^b`; within 1 ULP. Special cases are those of IEEE 754 `pow`.

@@ -138,6 +138,18 @@ pub struct Store {
     pub n: usize,
 }
 
+/// Arguments of indices: `n` of them, `increment` apart, from `first` on, written at `to`.
+pub struct Indices {
+    /// The lanes.
+    pub to: *mut u32,
+    /// The first index.
+    pub first: u32,
+    /// The distance between two.
+    pub increment: u32,
+    /// How many.
+    pub n: usize,
+}
+
 /// Arguments of random bits: those of the elements from `first` on, written at `to`.
 pub struct RandomBits {
     /// The lanes.

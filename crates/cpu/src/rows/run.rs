@@ -335,14 +335,7 @@ impl Worker<'_> {
                 }
                 Step::Index { positions, to } => {
                     let (first, n) = self.span(to.extent, tile);
-                    let mut lane = self.own_memory(*to);
-                    program.positions[*positions].indices(first, n, |index, increment, count| {
-                        let lanes = std::slice::from_raw_parts_mut(lane, count);
-                        for (y, i) in lanes.iter_mut().zip(0u32..) {
-                            *y = index + i * increment;
-                        }
-                        lane = lane.add(count);
-                    });
+                    program.positions[*positions].write(isa, first, n, self.own_memory(*to));
                 }
                 Step::Key { buffer, stream, to } => {
                     let key: *const u32 = run.buffers[*buffer].cast();

@@ -7,7 +7,7 @@ use smallvec::{SmallVec, smallvec};
 use tenon_graph::lower::access::Strided;
 use tenon_graph::types::{DType, MAX_RANK};
 
-use super::kernel::{Body, Kernel, Load, RandomBits, Store};
+use super::kernel::{Body, Indices, Kernel, Load, RandomBits, Store};
 use crate::math::round_to_bf16;
 
 /// Where elements lie in a buffer, in order: an offset and a loop nest of (size, stride), outermost first, in elements.
@@ -288,9 +288,12 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// Calls `write` with (index, increment, how many) for each piece of evenly spaced indices of the elements
-    /// `first..first + n`, in order.
-    pub fn indices(&self, first: usize, n: usize, mut write: impl FnMut(u32, u32, usize)) {
+    /// Writes the indices of the elements `first..first + n` at `to`.
+    ///
+    /// # Safety
+    /// The lanes are there; the processor has `isa`.
+    pub unsafe fn write(&self, isa: crate::isa::Isa, first: usize, n: usize, mut to: *mut u32) {
+        let kernel = Kernel::new::<IndicesBody>().get(isa);
         self.window.pieces(first, n, |at, stride, n| {
             let (mut at, mut left) = (at, n);
             while left > 0 {
@@ -301,11 +304,30 @@ impl Positions {
                     (stride, divide) => (0, (divide - at % divide).div_ceil(stride)),
                 };
                 let count = count.min(left);
-                write(index as u32, increment as u32, count);
+                // SAFETY: the pieces have `n` elements together.
+                unsafe {
+                    kernel(&Indices { to, first: index as u32, increment: increment as u32, n: count });
+                    to = to.add(count);
+                }
                 at += count * stride;
                 left -= count;
             }
         });
+    }
+}
+
+struct IndicesBody;
+
+impl Body for IndicesBody {
+    type Args = Indices;
+
+    #[inline(always)]
+    unsafe fn run(args: &Indices) {
+        // SAFETY: the arguments say that `n` lanes are there.
+        let to = unsafe { from_raw_parts_mut(args.to, args.n) };
+        for (y, i) in to.iter_mut().zip(0u32..) {
+            *y = args.first + i * args.increment;
+        }
     }
 }
 

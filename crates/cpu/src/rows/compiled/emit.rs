@@ -255,7 +255,10 @@ impl<'a> Emitter<'a> {
             }
             Inst::One(op, a) => self.one_lane(at, op, a),
             Inst::Two(op, a, b) => {
-                let commutes = !matches!(op, Two::Sub | Two::SubWhole | Two::Div);
+                let commutes = matches!(
+                    op,
+                    Two::Add | Two::Mul | Two::AddWhole | Two::MulWhole | Two::And | Two::Or | Two::Xor
+                );
                 let (a, b) = if commutes && !is_made(a) { (b, a) } else { (a, b) };
                 let a = self.register(a, 0)?;
                 let mut instruction = self.two(two(op), Register::ZMM0, a, b)?;
@@ -419,6 +422,9 @@ fn two(op: Two) -> Code {
         Two::AddWhole => Code::EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32,
         Two::SubWhole => Code::EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32,
         Two::MulWhole => Code::EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32,
+        Two::Smaller => Code::EVEX_Vminps_zmm_k1z_zmm_zmmm512b32_sae,
+        Two::Larger => Code::EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae,
+        Two::Scale => Code::EVEX_Vscalefps_zmm_k1z_zmm_zmmm512b32_er,
         Two::And => Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32,
         Two::Or => Code::EVEX_Vpord_zmm_k1z_zmm_zmmm512b32,
         Two::Xor => Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32,

@@ -22,7 +22,7 @@ use super::elementwise::Formula;
 use super::lower::{Id, Lowered, Steps};
 use super::step::{Extent, Operand, Step};
 use crate::isa::Isa;
-use crate::math::round_to_bf16;
+use crate::math::bf16_above;
 
 /// The code of all tapes so far; equal ones share it.
 #[derive(Default, Debug)]
@@ -273,7 +273,7 @@ impl Block<'_> {
         let width = width(self.stage.lowered.stores[store].format.size);
         let mut from = self.term(from)?;
         if width == Width::Two {
-            from = round_to_bf16(self.tape.lane(from)).term;
+            from = bf16_above(self.tape.lane(from)).term;
         }
         let operand = self.operand(Operand::Stored { store })?;
         self.tape.push(Inst::Store { operand, width, from });

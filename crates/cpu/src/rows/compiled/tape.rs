@@ -50,6 +50,12 @@ pub enum Two {
     SubWhole,
     /// Of whole numbers.
     MulWhole,
+    /// The first if it is smaller, else the second.
+    Smaller,
+    /// The first if it is larger, else the second.
+    Larger,
+    /// The first times two to the second, a whole number.
+    Scale,
     /// Of bits.
     And,
     /// Of bits.
@@ -179,8 +185,12 @@ impl<'t> Lane<'t> {
     }
 
     fn choose_as(self, kind: Kind, is: Is, than: Self, then: Self, otherwise: Self) -> Self {
-        let inst =
-            Inst::Choose { kind, is, of: [self.term, than.term], then: then.term, otherwise: otherwise.term };
+        let (a, b, then_, otherwise_) = (self.term, than.term, then.term, otherwise.term);
+        let inst = match (kind, is) {
+            (Kind::F32, Is::Less) if (then_, otherwise_) == (a, b) => Inst::Two(Two::Smaller, a, b),
+            (Kind::F32, Is::Less) if (then_, otherwise_) == (b, a) => Inst::Two(Two::Larger, b, a),
+            _ => Inst::Choose { kind, is, of: [a, b], then: then_, otherwise: otherwise_ },
+        };
         Lane::push(&[self, than, then, otherwise], inst)
     }
 
@@ -252,6 +262,9 @@ impl Real for Lane<'_> {
     }
     fn choose(self, is: Is, than: Self, then: Self, otherwise: Self) -> Self {
         self.choose_as(Kind::F32, is, than, then, otherwise)
+    }
+    fn times_power(self, shifted: Self) -> Self {
+        self.two(Two::Scale, shifted - Real::of(math::ROUND))
     }
 }
 
