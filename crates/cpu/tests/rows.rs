@@ -260,6 +260,28 @@ fn results_in_place_of_operands_come_after_their_last_use() {
     }
 }
 
+/// More values at once than there are vector registers.
+fn crowd(rows: usize, cols: usize, values: usize) -> tenon_graph::graph::Graph {
+    let b = Builder::new();
+    let x = b.input("x", Role::Data, Type::new(DType::F32, [rows, cols]));
+    let half = b.input("half", Role::Data, Type::new(DType::BF16, [rows, cols])).cast(DType::F32);
+    let made: Vec<Tensor<'_>> = (0..values).map(|i| (x * 0.1 + i as f64 * 0.01).exp() - half * i as f64).collect();
+    let total = made[0].sum(&[1]);
+    let ends = made.iter().zip(made.iter().rev()).map(|(a, c)| *a * *c).reduce(|a, c| a + c).expect("some");
+    b.output("together", (ends - total).cast(DType::BF16));
+    b.output("one", made[values / 2]);
+    b.finish().expect("well formed")
+}
+
+#[test]
+fn more_values_at_once_than_registers_are_right() {
+    for (rows, cols) in [(1, 1), (3, 100), (2, 9001)] {
+        for values in [12, 29, 31, 70] {
+            check(&format!("{values} values of {rows} x {cols}"), crowd(rows, cols, values), &mut Rng(5)).expect("right");
+        }
+    }
+}
+
 #[test]
 fn special_values_go_through_every_operation() {
     let positive = [

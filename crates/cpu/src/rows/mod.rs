@@ -332,3 +332,87 @@ impl Sizes {
         offset
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tenon_graph::elementwise::Unary;
+    use tenon_graph::lower::{Work, lower};
+    use tenon_graph::op::Role;
+    use tenon_graph::tensor::Builder;
+    use tenon_graph::types::{DType, Type};
+
+    use super::*;
+
+    /// Momentum with a mask in place, a layer's activation in bf16, its column sums, and an operation without code.
+    fn graph() -> Graph {
+        let b = Builder::new();
+        let input = |name: &str, dtype, shape: [usize; 2]| b.input(name, Role::Data, Type::new(dtype, shape));
+        let [p, g, m] = ["p", "g", "m"].map(|name| input(name, DType::F32, [7, 150]));
+        let half = input("half", DType::BF16, [7, 150]).cast(DType::F32);
+        let new = m * 0.9 + g * 0.1;
+        b.update(m, new);
+        b.update(p, g.less(new).select(p - new.sigmoid() * 0.5, p));
+        let h = (half + input("bias", DType::F32, [1, 150])).unary(Unary::Erf);
+        b.output("h", (h * half).cast(DType::BF16));
+        b.output("columns", h.sum(&[0]));
+        b.output("rows", (h.sum(&[1]) * h).sin());
+        b.finish().expect("well formed")
+    }
+
+    /// Bytes of every buffer afterwards, and how many blocks and single operations there are.
+    fn run(cpu: &Cpu) -> (BTreeMap<Value, Vec<u8>>, [usize; 2]) {
+        let program = lower(graph(), true);
+        let mut buffers: BTreeMap<Value, Vec<u64>> = BTreeMap::new();
+        let mut counts = [0, 0];
+        for step in &program.steps {
+            let Work::Fused(fused) = &step.work else { panic!("all is fused") };
+            let rows = RowProgram::new(cpu, fused, &program.graph);
+            let bodies = || rows.stages.iter().flat_map(|stage| &stage.body);
+            counts[0] += bodies().filter(|step| matches!(step, Step::Block { .. })).count();
+            counts[1] += bodies().filter(|step| matches!(step, Step::Map { .. })).count();
+            // Updates are in place of their inputs, which nothing reads afterwards.
+            let place = |v: &Value| program.graph.updates.iter().find(|(_, new)| new == v).map_or(*v, |(old, _)| *old);
+            for value in rows.buffers().iter().map(place) {
+                let ty = program.graph.ty(value);
+                let fill = |i: usize| match ty.dtype {
+                    DType::BF16 => half::bf16::from_f32((i % 37) as f32 * 0.21 - 3.0).to_le_bytes().to_vec(),
+                    _ => ((i % 41) as f32 * 0.17 - 3.0).to_le_bytes().to_vec(),
+                };
+                let bytes: Vec<u8> = (0..ty.elements()).flat_map(fill).collect();
+                let words = |bytes: &[u8]| {
+                    let mut word = [0; 8];
+                    word[..bytes.len()].copy_from_slice(bytes);
+                    u64::from_le_bytes(word)
+                };
+                buffers.entry(value).or_insert_with(|| bytes.chunks(8).map(words).collect());
+            }
+            let pointers: Vec<*mut u8> =
+                rows.buffers().iter().map(|v| buffers.get_mut(&place(v)).expect("made").as_mut_ptr().cast()).collect();
+            let mut scratch = vec![0u8; rows.scratch_bytes(cpu.pool.threads()) + ALIGNMENT];
+            let aligned = scratch.as_ptr().align_offset(ALIGNMENT);
+            // SAFETY: every value has a buffer of its own, or that of the input which it updates.
+            unsafe { rows.run(cpu, &pointers, &mut scratch[aligned..]) };
+        }
+        let bytes = buffers.into_iter().map(|(v, words)| (v, words.iter().flat_map(|w| w.to_le_bytes()).collect()));
+        (bytes.collect(), counts)
+    }
+
+    #[test]
+    fn what_is_between_reductions_is_one_block_and_without_code_the_bits_are_the_same() {
+        let portable = run(&Cpu::with_isa(1, Isa::Portable).expect("supported"));
+        assert_eq!(portable.1[0], 0);
+        for isa in Isa::supported().into_iter().filter(|isa| compiled::is_possible(*isa)) {
+            let mut cpu = Cpu::with_isa(2, isa).expect("supported");
+            let compiled = run(&cpu);
+            // The update, the activation, and the product with the sum of its row; the sine has no code.
+            assert_eq!(compiled.1, [3, 1], "blocks and single operations");
+            assert_eq!(compiled.0, portable.0);
+            cpu.codes = Codes::refused();
+            let refused = run(&cpu);
+            assert_eq!(refused.1[0], 0);
+            assert_eq!(refused.0, portable.0);
+        }
+    }
+}
