@@ -277,7 +277,8 @@ fn crowd(rows: usize, cols: usize, values: usize) -> tenon_graph::graph::Graph {
 fn more_values_at_once_than_registers_are_right() {
     for (rows, cols) in [(1, 1), (3, 100), (2, 9001)] {
         for values in [12, 29, 31, 70] {
-            check(&format!("{values} values of {rows} x {cols}"), crowd(rows, cols, values), &mut Rng(5)).expect("right");
+            check(&format!("{values} values of {rows} x {cols}"), crowd(rows, cols, values), &mut Rng(5))
+                .expect("right");
         }
     }
 }

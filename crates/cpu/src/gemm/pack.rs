@@ -96,13 +96,17 @@ impl Source {
         }
     }
 
-    /// Asks for the elements of a column some way behind `lane`; they are next to each other in memory.
+    /// Asks for the elements of as many lanes of a column as from `lane` on, some way behind; they are next to each other in
+    /// memory.
     #[inline(always)]
-    fn fetch_along_k(&self, kind: Lane, lane: usize, col: usize) {
-        /// In bytes.
-        const AHEAD: usize = 256;
+    fn fetch_along_k<const LANES: usize>(&self, kind: Lane, lane: usize, col: usize) {
+        /// In bytes: what is packed while the memory answers.
+        const AHEAD: usize = 1024;
         let lane_bytes = self.dtype.bytes() * if kind == Lane::Pair { 2 } else { 1 };
-        fetch(self.ptr.wrapping_add(col * self.col_stride * self.dtype.bytes() + lane * lane_bytes + AHEAD));
+        let first = self.ptr.wrapping_add(col * self.col_stride * self.dtype.bytes() + lane * lane_bytes + AHEAD);
+        for line in (0..LANES * lane_bytes).step_by(LINE) {
+            fetch(first.wrapping_add(line));
+        }
     }
 
     /// As [`Source::fetch`], for what one lane is made of.
@@ -523,7 +527,7 @@ unsafe fn panel_transposed<const N: usize, V: Square<N>>(
             for lane in (0..whole).step_by(N) {
                 let mut vectors = [V::new([0; N]); N];
                 for (c, vector) in vectors.iter_mut().enumerate().take(src.cols - col) {
-                    src.fetch_along_k(kind, lane, col + c);
+                    src.fetch_along_k::<N>(kind, lane, col + c);
                     let lanes: [u32; N] = along_k::<N, V>(src, kind, lane, col + c);
                     note(&mut low, kind, lanes);
                     *vector = V::new(lanes);

@@ -109,13 +109,7 @@ struct Lowering<'a> {
 
 /// The steps of a fused unit.
 pub fn lower(fused: &Fused, graph: &Graph) -> Lowered {
-    let mut lowering = Lowering {
-        fused,
-        graph,
-        lowered: Lowered::default(),
-        of: Vec::new(),
-        rounded: Vec::new(),
-    };
+    let mut lowering = Lowering { fused, graph, lowered: Lowered::default(), of: Vec::new(), rounded: Vec::new() };
     if fused.rows * fused.cols == 0 {
         lowering.results_of_nothing();
         return lowering.lowered;

@@ -255,10 +255,8 @@ impl<'a> Emitter<'a> {
             }
             Inst::One(op, a) => self.one_lane(at, op, a),
             Inst::Two(op, a, b) => {
-                let commutes = matches!(
-                    op,
-                    Two::Add | Two::Mul | Two::AddWhole | Two::MulWhole | Two::And | Two::Or | Two::Xor
-                );
+                let commutes =
+                    matches!(op, Two::Add | Two::Mul | Two::AddWhole | Two::MulWhole | Two::And | Two::Or | Two::Xor);
                 let (a, b) = if commutes && !is_made(a) { (b, a) } else { (a, b) };
                 let a = self.register(a, 0)?;
                 let mut instruction = self.two(two(op), Register::ZMM0, a, b)?;
@@ -273,7 +271,8 @@ impl<'a> Emitter<'a> {
                 let (then, otherwise) = if negated { (otherwise, then) } else { (then, otherwise) };
                 self.compare(kind, is, of, negated)?;
                 let otherwise = self.register(otherwise, 0)?;
-                let mut instruction = self.two(Code::EVEX_Vblendmps_zmm_k1z_zmm_zmmm512b32, Register::ZMM0, otherwise, then)?;
+                let mut instruction =
+                    self.two(Code::EVEX_Vblendmps_zmm_k1z_zmm_zmmm512b32, Register::ZMM0, otherwise, then)?;
                 instruction.set_op_mask(FOUND);
                 instruction.set_op0_register(self.take(at)?);
                 self.push(instruction);

@@ -123,12 +123,13 @@ impl<'a> Stage<'a> {
                 let size = lowered.stores[*store].format.size;
                 // A store may be in place of what these read.
                 before.extend((0..steps.len()).filter(|other| {
-                    let reads_alias = steps[*other].reads().iter().any(|id| match made_by.get(id).map(|at| &steps[*at]) {
-                        Some(Step::Load { load, .. }) => {
-                            lowered.loads[*load].whole && lowered.loads[*load].format.size == size
-                        }
-                        _ => false,
-                    });
+                    let reads_alias =
+                        steps[*other].reads().iter().any(|id| match made_by.get(id).map(|at| &steps[*at]) {
+                            Some(Step::Load { load, .. }) => {
+                                lowered.loads[*load].whole && lowered.loads[*load].format.size == size
+                            }
+                            _ => false,
+                        });
                     reads_alias && (*other < at || !matches!(steps[*other], Step::Store { .. }) && *other != at)
                 }));
             }
