@@ -130,10 +130,7 @@ impl<'a> Emitter<'a> {
         self.places.fill(None);
         self.free = (0..MADE).rev().map(|n| Register::ZMM0 + n as u32).collect();
         for (at, inst) in self.tape.iter().enumerate() {
-            if let Inst::Store { operand, width, from } = *inst {
-                self.store(operand, width, from)?;
-                self.release(at);
-            } else if self.last[at].is_some() {
+            if matches!(inst, Inst::Store { .. }) || self.last[at].is_some() {
                 self.make(at, *inst)?;
             }
         }
@@ -278,7 +275,11 @@ impl<'a> Emitter<'a> {
                 self.push(instruction);
                 Ok(())
             }
-            Inst::Store { .. } => Ok(()),
+            Inst::Store { operand, width, from } => {
+                self.store(operand, width, from)?;
+                self.release(at);
+                Ok(())
+            }
         }
     }
 
