@@ -26,6 +26,17 @@ pub(crate) fn fetch<T>(p: *const T) {
     let _ = p;
 }
 
+/// Takes these bytes out of the caches, where the processor has an instruction for it: who reads them next waits for the memory.
+pub(crate) fn evict(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(LINE) {
+        // SAFETY: the address is one of the slice's.
+        unsafe { std::arch::x86_64::_mm_clflush(line.as_ptr()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// A computation written against any [`Lanes`].
 pub trait Task {
     /// What it returns.
