@@ -88,7 +88,7 @@ pub enum Step<R> {
         /// What they do.
         code: Arc<Code>,
         /// On what.
-        operands: SmallVec<[Operand<R>; 8]>,
+        operands: SmallVec<[Place<R>; 8]>,
     },
     /// Each row of a full value reduced.
     Reduce {
@@ -135,7 +135,7 @@ pub enum Step<R> {
 
 /// An operand of a block.
 #[derive(Clone, Copy)]
-pub enum Operand<R> {
+pub enum Place<R> {
     /// Lanes that it reads.
     Lanes(R),
     /// Elements that it reads.
@@ -164,7 +164,7 @@ impl<R: Copy> Step<R> {
             Step::Block { operands, .. } => operands
                 .iter()
                 .filter_map(|operand| match operand {
-                    Operand::Lanes(r) => Some(*r),
+                    Place::Lanes(r) => Some(*r),
                     _ => None,
                 })
                 .collect(),
@@ -189,7 +189,7 @@ impl<R: Copy> Step<R> {
             Step::Block { operands, .. } => operands
                 .iter()
                 .filter_map(|operand| match operand {
-                    Operand::Made(r) => Some(*r),
+                    Place::Made(r) => Some(*r),
                     _ => None,
                 })
                 .collect(),
@@ -217,10 +217,10 @@ impl<R: Copy> Step<R> {
                 operands: operands
                     .iter()
                     .map(|place| match place {
-                        Operand::Lanes(r) => Operand::Lanes(operand(*r)),
-                        Operand::Elements { load } => Operand::Elements { load: *load },
-                        Operand::Made(r) => Operand::Made(result(*r)),
-                        Operand::Stored { store } => Operand::Stored { store: *store },
+                        Place::Lanes(r) => Place::Lanes(operand(*r)),
+                        Place::Elements { load } => Place::Elements { load: *load },
+                        Place::Made(r) => Place::Made(result(*r)),
+                        Place::Stored { store } => Place::Stored { store: *store },
                     })
                     .collect(),
             },

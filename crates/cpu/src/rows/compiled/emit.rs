@@ -50,17 +50,12 @@ pub fn emit(tape: &[Inst]) -> Option<Emitted> {
     Some(Emitted { code, constants: emitter.constants })
 }
 
-/// Why there is no code.
-enum Refused {
-    /// Too many values at once.
-    Registers,
-    /// Not an instruction.
-    Encoding,
-}
+/// There is no code: more values at once than registers.
+struct Refused;
 
 impl From<IcedError> for Refused {
     fn from(_: IcedError) -> Refused {
-        Refused::Encoding
+        Refused
     }
 }
 
@@ -152,7 +147,7 @@ impl<'a> Emitter<'a> {
     /// The register of a value; that of an operand which is read for the last time may be it.
     fn take(&mut self, at: usize) -> Result<Register, Refused> {
         self.release(at);
-        let register = self.free.pop().ok_or(Refused::Registers)?;
+        let register = self.free.pop().ok_or(Refused)?;
         self.places[at] = Some(register);
         Ok(register)
     }
@@ -189,7 +184,7 @@ impl<'a> Emitter<'a> {
                 });
                 (CONSTANTS, 4 * at as i64)
             }
-            Term::Made(_) => return Err(Refused::Encoding),
+            Term::Made(_) => return Err(Refused),
         };
         Ok(MemoryOperand::new(base, Register::None, 1, offset, u32::from(offset != 0), true, Register::None))
     }
@@ -197,7 +192,7 @@ impl<'a> Emitter<'a> {
     /// A register that holds the lane for the next instruction.
     fn register(&mut self, term: Term, spare: usize) -> Result<Register, Refused> {
         if let Term::Made(made) = term {
-            return self.places[usize::from(made)].ok_or(Refused::Encoding);
+            return self.places[usize::from(made)].ok_or(Refused);
         }
         self.repeat(term, SPARE[spare])?;
         Ok(SPARE[spare])
@@ -213,7 +208,7 @@ impl<'a> Emitter<'a> {
 
     /// A register of its own with the same content.
     fn copy(&mut self, term: Term) -> Result<Register, Refused> {
-        let to = self.free.pop().ok_or(Refused::Registers)?;
+        let to = self.free.pop().ok_or(Refused)?;
         if is_made(term) {
             let from = self.register(term, 0)?;
             self.push(Instruction::with2(Code::EVEX_Vmovaps_zmm_k1z_zmmm512, to, from)?);
@@ -394,7 +389,7 @@ impl<'a> Emitter<'a> {
         let cost = |(_, over, second, _): &(Code, Term, Term, Term)| {
             usize::from(!self.ends(*over, at)) + usize::from(!is_made(*second))
         };
-        let (code, over, second, third) = *forms.iter().min_by_key(|form| cost(form)).ok_or(Refused::Encoding)?;
+        let (code, over, second, third) = *forms.iter().min_by_key(|form| cost(form)).ok_or(Refused)?;
         let second = self.register(second, 1)?;
         let in_place = self.ends(over, at);
         let to = if in_place { self.register(over, 0)? } else { self.copy(over)? };

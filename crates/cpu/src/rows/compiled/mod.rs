@@ -20,7 +20,7 @@ use tape::{Inst, Tape, Term, Width, is_known, record};
 
 use super::elementwise::Formula;
 use super::lower::{Id, Lowered, Steps};
-use super::step::{Extent, Operand, Step};
+use super::step::{Extent, Place, Step};
 use crate::isa::Isa;
 use crate::math::bf16_above;
 
@@ -212,7 +212,7 @@ impl<'a> Stage<'a> {
                 block.map(*formula, from, *to)?;
                 let others = (0..self.steps.len()).filter(|at| !members.contains(at));
                 if others.into_iter().any(|at| self.steps[at].reads().contains(to)) {
-                    let operand = block.operand(Operand::Made(*to))?;
+                    let operand = block.operand(Place::Made(*to))?;
                     block.tape.push(Inst::Store { operand, width: Width::Four, from: block.terms[to] });
                 }
             }
@@ -232,14 +232,14 @@ impl<'a> Stage<'a> {
 struct Block<'a> {
     stage: &'a Stage<'a>,
     tape: Tape,
-    operands: SmallVec<[Operand<Id>; 8]>,
+    operands: SmallVec<[Place<Id>; 8]>,
     /// What stands for each value.
     terms: HashMap<Id, Term>,
 }
 
 impl Block<'_> {
     /// The number of an operand; `None` if there are too many.
-    fn operand(&mut self, operand: Operand<Id>) -> Option<u8> {
+    fn operand(&mut self, operand: Place<Id>) -> Option<u8> {
         self.operands.push(operand);
         u8::try_from(self.operands.len() - 1).ok()
     }
@@ -253,7 +253,7 @@ impl Block<'_> {
         let term = match (lowered.values[id].extent, made_by.map(|at| (&steps[at], ways[at]))) {
             (Extent::Full, Some((Step::Load { load, .. }, Way::Elements))) => {
                 let width = width(lowered.loads[*load].format.size);
-                let operand = self.operand(Operand::Elements { load: *load })?;
+                let operand = self.operand(Place::Elements { load: *load })?;
                 self.tape.push(Inst::Load { operand, width, far: true })
             }
             (Extent::Full, made_by) => {
@@ -261,12 +261,12 @@ impl Block<'_> {
                     Some((Step::Load { load, .. }, _)) => lowered.loads[*load].window.is_contiguous(),
                     _ => false,
                 };
-                let operand = self.operand(Operand::Lanes(id))?;
+                let operand = self.operand(Place::Lanes(id))?;
                 self.tape.push(Inst::Load { operand, width: Width::Four, far })
             }
             _ => match constants.get(&id) {
                 Some(bits) => Term::Constant(*bits),
-                None => Term::Splat(self.operand(Operand::Lanes(id))?),
+                None => Term::Splat(self.operand(Place::Lanes(id))?),
             },
         };
         self.terms.insert(id, term);
@@ -290,7 +290,7 @@ impl Block<'_> {
         if width == Width::Two {
             from = bf16_above(self.tape.lane(from)).term;
         }
-        let operand = self.operand(Operand::Stored { store })?;
+        let operand = self.operand(Place::Stored { store })?;
         self.tape.push(Inst::Store { operand, width, from });
         Some(())
     }
