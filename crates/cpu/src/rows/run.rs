@@ -405,7 +405,7 @@ impl Worker<'_> {
                     Place::Made(slot) => (self.own_memory(*slot).cast(), tile.width * size_of::<u32>()),
                     Place::Elements { load } => {
                         let load = &program.loads[*load];
-                        let at = load.window.contiguous_piece(first, n).unwrap_or(first);
+                        let at = load.window.place(first);
                         (run.buffers[load.buffer].add(at * load.format.size), tile.width * load.format.size)
                     }
                     Place::Stored { store } => {

@@ -38,6 +38,12 @@ impl Window {
         matches!(self.runs.as_slice(), [] | [(_, 1)])
     }
 
+    /// Where element `first` is if they lie one after the other.
+    pub fn place(&self, first: usize) -> usize {
+        debug_assert!(self.is_contiguous());
+        self.offset + first
+    }
+
     /// After how many elements a row of a buffer is read again from its start, if nothing else is read.
     pub fn period(&self) -> Option<usize> {
         match self.runs.as_slice() {

@@ -30,10 +30,15 @@ impl Code {
     /// operand that is loaded too is loaded element by element before it is stored.
     #[inline]
     pub unsafe fn run(&self, operands: &[*mut u8], lanes: usize) {
-        // SAFETY: the memory holds a function of this type, which `emit` has written.
-        let function: unsafe extern "sysv64" fn(*const *mut u8, usize, *const u32) =
-            unsafe { std::mem::transmute(self.memory.as_ptr()) };
-        // SAFETY: as the caller says; the constants are those that the code reads.
-        unsafe { function(operands.as_ptr(), lanes, self.constants.as_ptr()) };
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: the memory holds a function of this type, which `emit` has written.
+            let function: unsafe extern "sysv64" fn(*const *mut u8, usize, *const u32) =
+                unsafe { std::mem::transmute(self.memory.as_ptr()) };
+            // SAFETY: as the caller says; the constants are those that the code reads.
+            unsafe { function(operands.as_ptr(), lanes, self.constants.as_ptr()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{:?} with {:?}, for {lanes} lanes of {operands:?}", self.memory, self.constants);
     }
 }

@@ -32,15 +32,30 @@ pub struct Codes {
 
 impl Default for Codes {
     fn default() -> Codes {
-        Codes { make: Code::new, known: Mutex::default() }
+        Codes::made_by(Code::new)
     }
 }
 
 impl Codes {
+    fn made_by(make: fn(&[Inst]) -> Option<Code>) -> Codes {
+        Codes { make, known: Mutex::default() }
+    }
+
     /// As on a system that lets no program write code.
     #[cfg(test)]
     pub fn refused() -> Codes {
-        Codes { make: |_| None, known: Mutex::default() }
+        Codes::made_by(|_| None)
+    }
+
+    /// As on a system that has no memory left for code.
+    #[cfg(test)]
+    pub fn exhausted() -> Codes {
+        Codes::made_by(|tape| Code::new(tape).filter(|_| tape.is_empty()))
+    }
+
+    /// Whether there is code for an instruction set: it is made for, and the system lets it be run.
+    pub fn are_possible(&self, isa: Isa) -> bool {
+        cfg!(not(miri)) && isa >= Isa::Avx512 && self.get(Vec::new()).is_some()
     }
 
     /// The code of a tape; see [`Code::new`].
@@ -48,14 +63,6 @@ impl Codes {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.entry(tape).or_insert_with_key(|tape| (self.make)(tape).map(Arc::new)).clone()
     }
-}
-
-/// Whether blocks can run on this processor with this instruction set.
-pub fn is_possible(isa: Isa) -> bool {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    return isa >= Isa::Avx512 && is_x86_feature_detected!("bmi2");
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    return isa > Isa::Avx512Bf16;
 }
 
 /// The steps of a stage with those over elements in blocks. `constants` are values that are the same everywhere.
