@@ -8,7 +8,7 @@ pub fn philox2x32(counter: [u32; 2], key: u32) -> [u32; 2] {
 
 /// [`philox2x32`] of many counters, first words and second words apart. Each word has 64 bits to itself, where vector
 /// instructions leave a product: the upper 32 are zeros.
-#[inline]
+#[inline(always)]
 pub fn philox2x32_many<const N: usize>(counters: [[u64; N]; 2], mut key: u32) -> [[u64; N]; 2] {
     const MULTIPLIER: u64 = 0xD256_D193;
     const WEYL: u32 = 0x9E37_79B9;

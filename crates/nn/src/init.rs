@@ -60,8 +60,8 @@ pub enum Initialiser {
     },
 }
 
-/// Beyond how many standard deviations a truncated normal is cut.
-const CUT: f64 = 2.0;
+/// The probability of a normal number beyond two standard deviations below its mean, where a truncated one is cut.
+const BELOW_CUT: f64 = 0.022_750_131_948_179_205;
 
 /// The inputs and outputs that a weight of this shape connects.
 fn fans(shape: &[usize]) -> Option<(f64, f64)> {
@@ -166,65 +166,71 @@ pub fn initialise_into(parameter: &Parameter, seed: u64, buffer: &mut [u8]) {
 }
 
 /// Writes the starting value of `parameter`, each element in the form that `store` gives it.
-fn start<T: Copy + Send>(parameter: &Parameter, seed: u64, values: &mut [T], store: impl Fn(f32) -> T + Sync) {
-    let key = stream_key(seed, &parameter.name);
-    match parameter.init.resolved(&parameter.shape) {
-        Initialiser::Constant(value) => values.fill(store(value as f32)),
-        Initialiser::Normal { std } => fill(values, key, store, |block| {
-            inverse_normals(block);
-            block.iter_mut().for_each(|x| *x *= std);
-        }),
-        Initialiser::TruncatedNormal { std } => {
-            let below = cumulative_normal(-CUT);
-            fill(values, key, store, |block| {
-                block.iter_mut().for_each(|u| *u = below + *u * (1.0 - 2.0 * below));
-                inverse_normals(block);
-                block.iter_mut().for_each(|x| *x *= std);
-            });
-        }
-        Initialiser::Uniform { low, high } => {
-            fill(values, key, store, |block| block.iter_mut().for_each(|u| *u = low + *u * (high - low)));
-        }
-        Initialiser::Scaled { .. } => unreachable!("resolved above"),
+fn start<T: Send>(parameter: &Parameter, seed: u64, values: &mut [T], store: impl Fn(f32) -> T + Copy + Send) {
+    let init = parameter.init.resolved(&parameter.shape);
+    if let Initialiser::Constant(value) = init {
+        return values.fill_with(|| store(value as f32));
     }
+    let key = stream_key(seed, &parameter.name);
+    if values.len() <= CHUNK {
+        return pulp::Arch::new().dispatch(Draw { init, key, first: 0, values, store });
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = values.len().div_ceil(threads).next_multiple_of(CHUNK);
+    std::thread::scope(|scope| {
+        for (i, values) in values.chunks_mut(share).enumerate() {
+            scope.spawn(move || pulp::Arch::new().dispatch(Draw { init, key, first: i * share, values, store }));
+        }
+    });
 }
 
-/// Elements that are computed together: enough for the compiler to use vectors, few enough for the innermost cache.
+/// Elements that are computed together: enough for vectors, few enough for the innermost cache.
 const BLOCK: usize = 64;
 
 /// The least share of a thread, a multiple of a block.
 const CHUNK: usize = 1 << 16;
 
-/// Each element from its own uniform number in (0, 1), which `from_uniform` replaces.
-fn fill<T: Send>(
-    values: &mut [T],
+/// Elements of a parameter from `first`, a multiple of a block, on.
+///
+/// All that is inlined into it is compiled for several instruction sets, of which the processor's best is taken.
+struct Draw<'a, T, F> {
+    /// No constant, and resolved.
+    init: Initialiser,
     key: u32,
-    store: impl Fn(f32) -> T + Sync,
-    from_uniform: impl Fn(&mut [f64; BLOCK]) + Sync,
-) {
-    let chunk = |first: usize, part: &mut [T]| {
-        for (i, part) in part.chunks_mut(BLOCK).enumerate() {
-            let mut block = uniforms(first + i * BLOCK, key);
-            from_uniform(&mut block);
-            for (value, x) in part.iter_mut().zip(block) {
-                *value = store(x as f32);
+    first: usize,
+    values: &'a mut [T],
+    store: F,
+}
+
+impl<T, F: Fn(f32) -> T> pulp::WithSimd for Draw<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        for (i, values) in self.values.chunks_mut(BLOCK).enumerate() {
+            let mut block = uniforms(self.first + i * BLOCK, self.key);
+            match self.init {
+                Initialiser::Normal { std } => {
+                    inverse_normals(&mut block);
+                    block.iter_mut().for_each(|x| *x *= std);
+                }
+                Initialiser::TruncatedNormal { std } => {
+                    block.iter_mut().for_each(|u| *u = BELOW_CUT + *u * (1.0 - 2.0 * BELOW_CUT));
+                    inverse_normals(&mut block);
+                    block.iter_mut().for_each(|x| *x *= std);
+                }
+                Initialiser::Uniform { low, high } => block.iter_mut().for_each(|u| *u = low + *u * (high - low)),
+                Initialiser::Constant(_) | Initialiser::Scaled { .. } => unreachable!("replaced by the caller"),
+            }
+            for (value, x) in values.iter_mut().zip(block) {
+                *value = (self.store)(x as f32);
             }
         }
-    };
-    if values.len() <= CHUNK {
-        return chunk(0, values);
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = values.len().div_ceil(threads).next_multiple_of(CHUNK);
-    std::thread::scope(|scope| {
-        for (i, part) in values.chunks_mut(share).enumerate() {
-            let chunk = &chunk;
-            scope.spawn(move || chunk(i * share, part));
-        }
-    });
 }
 
 /// The uniform numbers in (0, 1) of the elements from `first`, an even number, on.
+#[inline(always)]
 fn uniforms(first: usize, key: u32) -> [f64; BLOCK] {
     let (mut low, mut high) = ([0; BLOCK / 2], [0; BLOCK / 2]);
     for (i, (low, high)) in low.iter_mut().zip(&mut high).enumerate() {
@@ -248,11 +254,6 @@ fn stream_key(seed: u64, name: &str) -> u32 {
         name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let by_seed = node_key([seed as u32, (seed >> 32) as u32], hash as u32);
     node_key([by_seed, hash as u32], (hash >> 32) as u32)
-}
-
-/// The standard normal distribution function.
-fn cumulative_normal(x: f64) -> f64 {
-    0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
 }
 
 /// Numerator and denominator of [`central`].
@@ -290,6 +291,7 @@ const TAIL: f64 = 0.02425;
 /// A rational approximation of relative error 1.15e-9 (P. J. Acklam, "An algorithm for computing the inverse normal
 /// cumulative distribution function", 2003), finer than the 32 random bits that go in. Only `libm` and exact arithmetic:
 /// the same bits on every machine. The central one is computed for all, in vectors, and replaced in the tails, 1 in 20.
+#[inline(always)]
 fn inverse_normals(block: &mut [f64; BLOCK]) {
     let mut tails = [0; BLOCK];
     let mut count = 0;
@@ -306,6 +308,7 @@ fn inverse_normals(block: &mut [f64; BLOCK]) {
 }
 
 /// The inverse of the standard normal distribution function away from the tails.
+#[inline(always)]
 fn central(p: f64) -> f64 {
     let q = p - 0.5;
     let r = q * q;
@@ -320,6 +323,7 @@ fn tail(p: f64) -> f64 {
 }
 
 /// The polynomial with these coefficients, the highest power's first.
+#[inline(always)]
 fn polynomial<const N: usize>(coefficients: &[f64; N], x: f64) -> f64 {
     coefficients[1..].iter().fold(coefficients[0], |sum, c| sum * x + c)
 }

@@ -14,6 +14,11 @@ fn draw(init: Initialiser, shape: &[usize]) -> Vec<f64> {
     initialise(&parameter("w", shape, init), 1).into_iter().map(f64::from).collect()
 }
 
+/// The standard normal distribution function.
+fn cumulative_normal(x: f64) -> f64 {
+    0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
 fn inverse_normal(p: f64) -> f64 {
     let mut block = [p; BLOCK];
     inverse_normals(&mut block);
@@ -31,6 +36,7 @@ fn inverse_normal_inverts_the_distribution_function() {
         let p = f64::from(i) / 2000.0;
         assert!((cumulative_normal(inverse_normal(p)) - p).abs() < 2e-9, "{p}");
     }
+    assert_eq!(cumulative_normal(-2.0), BELOW_CUT);
     let smallest = 0.5 / 4_294_967_296.0;
     assert!((cumulative_normal(inverse_normal(smallest)) / smallest - 1.0).abs() < 1e-7);
     assert_eq!(inverse_normal(smallest), -inverse_normal(1.0 - smallest));
