@@ -12,14 +12,22 @@ use std::ops::Range;
 /// A pointer that tasks share; each writes its own part.
 #[derive(Clone, Copy)]
 struct Shared<T>(T);
-// SAFETY: the parts are disjoint (see `run` and `pack_b`), and the caller of the kernel vouches for the memory.
+// SAFETY: the parts are disjoint (see `run` and `pack_panels`), and the caller of the kernel vouches for the memory.
 unsafe impl<T> Sync for Shared<T> {}
 
-/// See [`super::pack_b`].
-pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *const u8, dst: *mut u8) {
-    let packed = packed_b(cpu.isa(), layout.dtype, k, n);
-    let (k_stride, col_stride) = (layout.row_stride, layout.col_stride);
-    let source = Source { ptr: b, dtype: layout.dtype, k, k_stride, cols: n, col_stride };
+/// Packs a B of which `layout` says how it lies.
+///
+/// # Safety
+/// As [`super::pack_b`], with `packed.bytes` of room.
+pub(crate) unsafe fn pack_panels(cpu: &Cpu, packed: &Packed, layout: &Layout, b: *const u8, dst: *mut u8) {
+    let source = Source {
+        ptr: b,
+        dtype: layout.dtype,
+        k: packed.k.k,
+        k_stride: layout.row_stride,
+        cols: packed.cols,
+        col_stride: layout.col_stride,
+    };
     let (pack, panels) = (packer(cpu.isa()), packed.panels());
     let shared = &Shared((source, dst.cast::<u32>()));
     cpu.pool.run(panels * packed.k.count(), |task, _| {
@@ -29,9 +37,9 @@ pub(super) unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *
     });
 }
 
-/// The layout of a packed B.
+/// The layout of the packed B of a product.
 pub(super) fn packed_b(isa: Isa, dtype: Float, k: usize, n: usize) -> Packed {
-    Packed::new(isa, dtype, k, n, Kernels::of(isa, Lane::of(dtype, isa)).width())
+    Packed::new(isa, dtype, KBlocks::new(Lane::of(dtype, isa), k), n)
 }
 
 /// The product of nothing: zero, or C as it is.

@@ -16,11 +16,12 @@ mod dot;
 mod drive;
 pub(crate) mod micro;
 pub(crate) mod pack;
-mod plan;
+pub(crate) mod plan;
 mod simd;
 mod square;
 
 use crate::isa::{Cpu, Isa};
+pub(crate) use drive::pack_panels;
 use plan::Plan;
 use std::ops::Range;
 
@@ -254,5 +255,5 @@ pub fn packed_bytes(isa: Isa, dtype: Float, k: usize, n: usize) -> usize {
 /// touches `dst` meanwhile.
 pub unsafe fn pack_b(cpu: &Cpu, layout: &Layout, k: usize, n: usize, b: *const u8, dst: *mut u8) {
     // SAFETY: the caller's.
-    unsafe { drive::pack_b(cpu, layout, k, n, b, dst) }
+    unsafe { pack_panels(cpu, &drive::packed_b(cpu.isa(), layout.dtype, k, n), layout, b, dst) }
 }

@@ -175,11 +175,11 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// `k` by `cols` elements in panels of `panel` columns.
-    pub(crate) fn new(isa: Isa, dtype: Float, k: usize, cols: usize, panel: usize) -> Packed {
+    /// `k` by `cols` elements of this type.
+    pub(crate) fn new(isa: Isa, dtype: Float, k: KBlocks, cols: usize) -> Packed {
         let lane = Lane::of(dtype, isa);
-        let vector = Kernels::of(isa, lane).vector;
-        let k = KBlocks::new(lane, k);
+        let kernels = Kernels::of(isa, lane);
+        let (panel, vector) = (kernels.width(), kernels.vector);
         let exponents = k.count() * cols.div_ceil(panel);
         let bytes = 4 * (lane.count(k.k) * cols.next_multiple_of(vector) + exponents);
         Packed { lane, k, cols, panel, vector, bytes: bytes.next_multiple_of(ALIGN) }

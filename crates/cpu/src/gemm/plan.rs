@@ -82,14 +82,25 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KBlocks {
     pub k: usize,
-    /// Elements of every block but the last, even.
+    /// Elements of every block but the last: whole lanes.
     pub block: usize,
 }
 
 impl KBlocks {
     pub(crate) fn new(lane: Lane, k: usize) -> KBlocks {
-        let most = if lane == Lane::Pair { 2 * BLOCK_LANES } else { BLOCK_LANES };
+        let most = KBlocks::most(lane);
         KBlocks { k, block: k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(2).max(2) }
+    }
+
+    /// Blocks of whole runs of a k that consists of them.
+    pub(crate) fn of_runs(lane: Lane, runs: usize, run: usize) -> KBlocks {
+        let blocks = runs.div_ceil((KBlocks::most(lane) / run.max(1)).max(1)).max(1);
+        KBlocks { k: runs * run, block: (runs.div_ceil(blocks) * run).max(1) }
+    }
+
+    /// Elements of a block at most.
+    fn most(lane: Lane) -> usize {
+        if lane == Lane::Pair { 2 * BLOCK_LANES } else { BLOCK_LANES }
     }
 
     pub(crate) fn count(self) -> usize {

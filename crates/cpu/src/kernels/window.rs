@@ -176,6 +176,11 @@ impl Pixels {
         n * self.strides[0] + z * self.strides[1] + y * self.strides[2] + x * self.strides[3]
     }
 
+    /// Bytes from a pixel to the next along the last axis.
+    pub(super) fn pixel_bytes(&self) -> usize {
+        self.strides[3] * self.dtype.size()
+    }
+
     /// The first byte of what is at an offset.
     #[inline(always)]
     pub(super) fn bytes(&self, offset: usize) -> *mut u8 {

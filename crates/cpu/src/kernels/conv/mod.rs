@@ -1,14 +1,16 @@
 //! Convolution and its two gradients, channels last, over one to three spatial axes.
 //!
 //! Three ways, chosen by the shape: a pointwise convolution is one matrix product; a depthwise one has direct loops
-//! ([`depthwise`]); any other is unfolded block by block into rows for matrix products ([`general`]). The weight gradient
-//! of all but depthwise ones is a product without unfolding ([`weight_gradient`]). Sums are those of
+//! ([`depthwise`]); any other is a product of the rows that its windows are ([`general`]). The weight gradient
+//! of all but depthwise ones is a product too ([`weight_gradient`]). Sums are those of
 //! [`gemm`](crate::gemm) over window elements, then channels (input gradient: then filters), in ascending order; the
 //! weight gradient's over pixels in ascending order.
 
 mod ahead;
 mod depthwise;
+mod gather;
 mod general;
+mod reads;
 mod weight_gradient;
 
 use super::view::{DType, View, ViewMut};
