@@ -189,7 +189,7 @@ pub(super) fn scratch(spec: &Convolution, isa: Isa, threads: usize) -> (usize, u
             }
             (packed * spec.groups + piece::<u8>(spec.filters * spec.depth() * spec.dtype.size()), each)
         }
-        Direction::WeightGradient => (0, super::weight_gradient::scratch(spec, isa)),
+        Direction::WeightGradient => super::weight_gradient::scratch(spec, isa),
     }
 }
 

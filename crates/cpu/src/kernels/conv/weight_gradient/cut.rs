@@ -4,7 +4,7 @@ use crate::gemm::micro::{Kernels, Lane, ROWS};
 use crate::isa::Isa;
 use crate::kernels::conv::{Convolution, float};
 use crate::kernels::view::piece;
-use crate::kernels::window::Geometry;
+use crate::kernels::window::{Geometry, number};
 use crate::simd::LANES;
 use std::ops::Range;
 
@@ -13,8 +13,12 @@ const BLOCK: usize = 768;
 /// Rows and columns of a task, about: its sums stay there too.
 const TASK_ROWS: usize = 288;
 const TASK_COLS: usize = 256;
-/// Tasks that there are at least, where the sizes allow it.
-const TASKS: usize = 4;
+/// Tasks that there are at least, where the sizes allow it: by several chains of sums, or else by smaller tasks, in which
+/// the same is copied and packed again.
+const TASKS: usize = 8;
+const FEW_TASKS: usize = 4;
+/// Blocks of a chain at least.
+const CHAIN_BLOCKS: usize = 4;
 /// Up to so many channels are a group of copies; more are in groups of [`LANES`].
 pub(super) const FEW_CHANNELS: usize = 4;
 
@@ -39,6 +43,8 @@ pub(super) struct Cut {
     pub(super) channels: usize,
     pub(super) places: usize,
     pub(super) filters: usize,
+    /// Chains that the sum over pixels consists of.
+    pub(super) chains: usize,
 }
 
 /// One operand's channels: of a pixel, and those of one of the convolution's groups.
@@ -63,7 +69,7 @@ impl Part {
     }
 }
 
-/// What one task computes: channels and filters of a group, and places along the width of the window.
+/// A share of the result: channels and filters of a group, and places along the width of the window.
 pub(super) struct Share {
     pub(super) group: usize,
     pub(super) channels: Range<usize>,
@@ -110,8 +116,13 @@ impl Cut {
             channels: whole(TASK_ROWS / taps.max(1)).min(rows.each),
             places,
             filters: TASK_COLS.min(cols.each),
+            chains: 1,
         };
-        while cut.tasks() < TASKS {
+        let blocks = cut.all_parts().div_ceil(cut.parts);
+        let chains = TASKS.div_ceil(cut.shares().max(1)).min(blocks / CHAIN_BLOCKS).max(1);
+        // None is empty.
+        cut.chains = blocks.div_ceil(blocks.div_ceil(chains).max(1)).max(1);
+        while cut.shares() * cut.chains < FEW_TASKS {
             if cut.filters > 64 && cut.filters >= cut.channels * d * h * cut.places {
                 cut.filters = cut.filters.div_ceil(2).next_multiple_of(64);
             } else if cut.channels > LANES {
@@ -136,14 +147,15 @@ impl Cut {
         [self.spec.groups, channels, self.geometry.windows[2].size.div_ceil(self.places), filters]
     }
 
-    pub(super) fn tasks(&self) -> usize {
+    /// Shares of the result.
+    pub(super) fn shares(&self) -> usize {
         self.grid().iter().product()
     }
 
-    pub(super) fn share(&self, task: usize) -> Share {
+    pub(super) fn share(&self, index: usize) -> Share {
         let [_, channels, places, filters] = self.grid();
         let range = |index: usize, step: usize, n: usize| index * step..n.min((index + 1) * step);
-        let (filter, rest) = (task % filters, task / filters);
+        let (filter, rest) = (index % filters, index / filters);
         let (place, rest) = (rest % places, rest / places);
         Share {
             group: rest / channels,
@@ -170,6 +182,18 @@ impl Cut {
         let [_, height, width] = self.geometry.output;
         let (high, wide) = (self.high.min(height - at[1]), self.wide.min(width - at[2]));
         Part { n: index / (deep * tall * broad), at, high, wide }
+    }
+
+    /// The parts of a chain: whole blocks.
+    pub(super) fn chain(&self, index: usize) -> Range<usize> {
+        let each = self.all_parts().div_ceil(self.parts).div_ceil(self.chains) * self.parts;
+        (index * each).min(self.all_parts())..((index + 1) * each).min(self.all_parts())
+    }
+
+    /// The number of a part's first output pixel.
+    pub(super) fn pixel(&self, part: &Part) -> usize {
+        let [deep, ..] = self.geometry.output;
+        number([part.n * deep + part.at[0], part.at[1], part.at[2]], self.geometry.output)
     }
 
     /// Where element `tap` of the windows along the height reads, in rows of the input relative to the window of row 0:
@@ -251,8 +275,9 @@ pub(super) struct Room {
 }
 
 impl Room {
+    /// All but the sums.
     pub(super) fn bytes(&self) -> usize {
-        let lanes = piece::<u32>(self.copied) + piece::<u32>(self.panel) + piece::<f32>(self.sums);
+        let lanes = piece::<u32>(self.copied) + piece::<u32>(self.panel);
         lanes + piece::<usize>(self.taps) + piece::<*const u32>(self.rows)
     }
 }

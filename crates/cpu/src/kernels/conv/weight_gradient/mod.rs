@@ -6,7 +6,8 @@
 //! output gradient is read as it lies, or packed. Where windows are single pixels and there are fewer filters than
 //! channels, filters are the rows.
 //!
-//! Sums are one chain over ascending pixels. In bf16 the pairs are of neighbours in a [part](Part), an odd one padded with a
+//! A sum is a chain over ascending pixels, or, where that makes too few tasks, several over one part of the pixels after the other,
+//! which are added at the end. How many there are follows from the sizes alone. In bf16 the pairs are of neighbours in a [part](Part), an odd one padded with a
 //! zero.
 
 mod copy;
@@ -19,9 +20,9 @@ use crate::gemm::bf16::Lowest;
 use crate::gemm::micro::{Lane, ROWS, Tile};
 use crate::gemm::pack::{Order, Source, packer};
 use crate::isa::{Cpu, Isa};
-use crate::kernels::view::{DType, Pointer, Scratch};
+use crate::kernels::view::{DType, Pointer, Scratch, piece};
 use crate::kernels::window::Pixels;
-use crate::simd::LANES;
+use crate::simd::{LANES, Lanes, Task};
 use copy::Copy;
 use cut::{Cut, Part, Share, Side};
 use std::ops::Range;
@@ -29,9 +30,12 @@ use std::ops::Range;
 /// Rows for which packing a panel of the output gradient is not worth it.
 const FEW_ROWS: usize = 192;
 
-/// The bytes of scratch per worker.
-pub(super) fn scratch(spec: &Convolution, isa: Isa) -> usize {
-    Cut::of(spec, isa).room().bytes()
+/// The bytes of shared scratch and of scratch per worker.
+pub(super) fn scratch(spec: &Convolution, isa: Isa) -> (usize, usize) {
+    let cut = Cut::of(spec, isa);
+    let room = cut.room();
+    let sums = piece::<f32>(room.sums);
+    if cut.chains > 1 { (cut.shares() * cut.chains * sums, room.bytes()) } else { (0, room.bytes() + sums) }
 }
 
 /// `(output gradient, input) -> weight gradient`.
@@ -46,29 +50,78 @@ pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixe
     let elements =
         cut.geometry.n * if cut.turned { cut.geometry.outputs() } else { cut.geometry.inputs() } * cut.rows.all;
     let bases = [rows, cols].map(|operand| Pointer(operand.bytes(0)));
-    cpu.pool.run(cut.tasks(), |task, worker| {
-        let room = cut.room();
+    let (room, chains) = (cut.room(), cut.chains);
+    // The sums of all chains, if there are several, of one share after the other.
+    let mut shared = scratch.shared();
+    let all_sums = Pointer(shared.take::<f32>(if chains > 1 { cut.shares() * chains * room.sums } else { 0 }));
+    cpu.pool.run(cut.shares() * chains, |task, worker| {
         let mut pieces = scratch.worker(worker);
         let job = Job {
             cpu,
             cut: &cut,
-            share: cut.share(task),
+            share: cut.share(task / chains),
+            chain: cut.chain(task % chains),
             rows_of: bases[0].get(),
             cols_of: bases[1].get(),
             rows_end: bases[0].get().wrapping_add(elements * spec.dtype.size()),
             copied: pieces.take(room.copied),
             panel: pieces.take(room.panel),
-            sums: pieces.take(room.sums),
             taps: pieces.take(room.taps),
             rows: pieces.take(room.rows),
         };
         // SAFETY: the operands have been checked to be row-major of these shapes; this worker alone uses its scratch, and
-        // this task alone writes its filters' channels and places.
+        // this task alone the sums of its chain, and if it is the only one, what its share has of the result.
         unsafe {
-            job.sum();
-            job.write(dw);
+            if chains > 1 {
+                job.sum(all_sums.get().add(task * room.sums));
+            } else {
+                let sums = pieces.take(room.sums);
+                job.sum(sums);
+                write(&cut, &job.share, sums, dw);
+            }
         }
     });
+    if chains > 1 {
+        cpu.pool.run(cut.shares(), |index, _| {
+            let share = cut.share(index);
+            // SAFETY: all chains are done; this task alone uses the sums of this share, and writes what it has of the result.
+            unsafe {
+                let sums = all_sums.get().add(index * chains * room.sums);
+                let len = cut.rows(&share) * stride(&share);
+                cpu.vectorise(Total { sums, len, step: room.sums, chains });
+                write(&cut, &share, sums, dw);
+            }
+        });
+    }
+}
+
+/// From one row of the sums of a share to the next.
+fn stride(share: &Share) -> usize {
+    share.filters.len().next_multiple_of(LANES)
+}
+
+/// Adds the sums of all chains, `step` apart, to the first chain's.
+struct Total {
+    sums: *mut f32,
+    len: usize,
+    step: usize,
+    chains: usize,
+}
+
+impl Task for Total {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        for at in (0..self.len).step_by(LANES) {
+            // SAFETY: who makes it vouches for the sums, which are whole vectors.
+            unsafe {
+                let place = self.sums.add(at);
+                let total = (1..self.chains).fold(V::load(place), |sum, i| sum.add(V::load(place.add(i * self.step))));
+                total.store(place);
+            }
+        }
+    }
 }
 
 /// One task.
@@ -76,6 +129,8 @@ struct Job<'a> {
     cpu: &'a Cpu,
     cut: &'a Cut,
     share: Share,
+    /// The parts to be summed over.
+    chain: Range<usize>,
     /// The operands.
     rows_of: *const u8,
     cols_of: *const u8,
@@ -85,8 +140,6 @@ struct Job<'a> {
     copied: *mut u32,
     /// A panel of columns, `[lane][width]`.
     panel: *mut u32,
-    /// `[window element][channel][filter]`
-    sums: *mut f32,
     /// Where the first channel of a window element is in a part.
     taps: *mut usize,
     /// The rows of a tile, `[part][row]`.
@@ -94,23 +147,18 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// From one row of the sums to the next.
-    fn stride(&self) -> usize {
-        self.share.filters.len().next_multiple_of(LANES)
-    }
-
-    /// Fills the sums.
+    /// Fills the sums, `[window element][channel][filter]`.
     ///
     /// # Safety
-    /// Operands and scratch are there.
-    unsafe fn sum(&self) {
-        let (cut, share) = (self.cut, &self.share);
-        let (kernels, rows, stride) = (cut.kernels(), cut.rows(share), self.stride());
-        let mut pixel = 0;
-        for first in (0..cut.all_parts()).step_by(cut.parts) {
-            let parts = cut.parts.min(cut.all_parts() - first);
+    /// Operands, scratch and sums are there.
+    unsafe fn sum(&self, sums: *mut f32) {
+        let (cut, share, chain) = (self.cut, &self.share, &self.chain);
+        let (kernels, rows, stride) = (cut.kernels(), cut.rows(share), stride(share));
+        for first in chain.clone().step_by(cut.parts) {
+            let parts = cut.parts.min(chain.end - first);
             // All parts of a block are of one size.
             let part = cut.part(first);
+            let pixel = cut.pixel(&part);
             let (part_lanes, lanes) = (cut.part_lanes(&part, share.places.len()), cut.lane.count(part.pixels()));
             let mut low = [Lowest::NONE; 2];
             // SAFETY: the caller's; the sizes are those that the scratch was measured for.
@@ -143,7 +191,7 @@ impl Job<'_> {
                                 (tap, channel) = (tap + 1, 0);
                             }
                         }
-                        let out = self.sums.add(row * stride + (col - share.filters.start));
+                        let out = sums.add(row * stride + (col - share.filters.start));
                         let tile = Tile {
                             a: self.rows.cast_const(),
                             segments: parts,
@@ -151,7 +199,7 @@ impl Job<'_> {
                             a_step: cut.width,
                             b,
                             b_step,
-                            init: if first == 0 { std::ptr::null() } else { out },
+                            init: if first == chain.start { std::ptr::null() } else { out },
                             init_stride: stride,
                             out,
                             out_stride: stride,
@@ -163,14 +211,13 @@ impl Job<'_> {
                     }
                 }
             }
-            pixel += parts * part.pixels();
         }
     }
 
     /// What the block from a part on will read first, of the rows' operand and of the columns'.
     fn ahead(&self, first: usize, pixel: usize) -> [Ahead; 2] {
         let (cut, share, size) = (self.cut, &self.share, self.cut.spec.dtype.size());
-        let parts = cut.parts.min(cut.all_parts() - first);
+        let parts = cut.parts.min(self.chain.end - first);
         if parts == 0 {
             return [Ahead::NOTHING; 2];
         }
@@ -251,40 +298,39 @@ impl Job<'_> {
             (self.panel.cast_const(), width, low)
         }
     }
+}
 
-    /// Writes the sums where they belong.
-    ///
-    /// # Safety
-    /// They are there, and nobody else writes these weights.
-    unsafe fn write(&self, dw: Pixels) {
-        let (cut, share, spec, stride) = (self.cut, &self.share, &self.cut.spec, self.stride());
-        let (channels, filters) = (share.channels.len(), share.filters.len());
-        let [deep, tall, broad] = cut.geometry.windows.map(|window| window.size);
-        // From one row of the sums, and from one column, to the next.
-        let (channel_step, filter_step) = if cut.turned { (spec.depth(), 1) } else { (1, spec.depth()) };
-        for row in 0..deep * tall {
-            for (i, place) in share.places.clone().enumerate() {
-                let at = (row * broad + place) * spec.group_channels
-                    + share.channels.start * channel_step
-                    + share.filters.start * filter_step
-                    + share.group * spec.group_filters * spec.depth();
-                // SAFETY: the caller's.
-                unsafe {
-                    let sums = self.sums.add((row * share.places.len() + i) * channels * stride);
-                    if spec.result == DType::F32 && channel_step == 1 {
-                        let (ptr, k_stride) = (sums.cast_const().cast(), stride);
-                        let source =
-                            Source { ptr, dtype: Float::F32, k: channels, k_stride, cols: filters, col_stride: 1 };
-                        packer(cut.isa)(&source, Lane::F32, dw.bytes(at).cast(), Order::Rows { stride: filter_step });
-                        continue;
-                    }
-                    for channel in 0..channels {
-                        for filter in 0..filters {
-                            dw.set(
-                                at + channel * channel_step + filter * filter_step,
-                                *sums.add(channel * stride + filter),
-                            );
-                        }
+/// Writes the sums of a share where they belong.
+///
+/// # Safety
+/// They are there, and nobody else writes these weights.
+unsafe fn write(cut: &Cut, share: &Share, sums: *const f32, dw: Pixels) {
+    let (spec, stride) = (&cut.spec, stride(share));
+    let (channels, filters) = (share.channels.len(), share.filters.len());
+    let [deep, tall, broad] = cut.geometry.windows.map(|window| window.size);
+    // From one row of the sums, and from one column, to the next.
+    let (channel_step, filter_step) = if cut.turned { (spec.depth(), 1) } else { (1, spec.depth()) };
+    for row in 0..deep * tall {
+        for (i, place) in share.places.clone().enumerate() {
+            let at = (row * broad + place) * spec.group_channels
+                + share.channels.start * channel_step
+                + share.filters.start * filter_step
+                + share.group * spec.group_filters * spec.depth();
+            // SAFETY: the caller's.
+            unsafe {
+                let sums = sums.add((row * share.places.len() + i) * channels * stride);
+                if spec.result == DType::F32 && channel_step == 1 {
+                    let (ptr, k_stride) = (sums.cast(), stride);
+                    let source = Source { ptr, dtype: Float::F32, k: channels, k_stride, cols: filters, col_stride: 1 };
+                    packer(cut.isa)(&source, Lane::F32, dw.bytes(at).cast(), Order::Rows { stride: filter_step });
+                    continue;
+                }
+                for channel in 0..channels {
+                    for filter in 0..filters {
+                        dw.set(
+                            at + channel * channel_step + filter * filter_step,
+                            *sums.add(channel * stride + filter),
+                        );
                     }
                 }
             }
