@@ -7,6 +7,7 @@
 //! Sizes that do not fit each other are mistakes of the caller and panic; only indices found in data are errors.
 
 pub mod attention;
+mod chains;
 mod conv;
 mod copy;
 mod exp;

@@ -9,6 +9,7 @@ use super::tiles::{KEYS, QUERIES, Rows, clear};
 use super::{Attention, Band, Operands, Sizes, rows_view};
 use crate::gemm::bf16::Lowest;
 use crate::isa::{Cpu, Isa};
+use crate::kernels::chains::add_up;
 use crate::kernels::exp::exp_from;
 use crate::kernels::view::{DType, Scratch, View, ViewMut, piece, scratch_bytes};
 use crate::simd::{Float, LANES, Lanes, Task};
@@ -403,12 +404,9 @@ impl Task for Total<'_> {
         let sums = |part: usize| self.context.sums(self.batch, self.key_head, part);
         // SAFETY: all parts are done; the sums of this key head, of keys and values next to each other, are this task's.
         unsafe {
-            for part in 1..layout.parts {
-                let (total, [next, _]) = (sums(0)[0], sums(part));
-                for at in (0..2 * layout.keys()).step_by(LANES) {
-                    V::load(total.add(at)).add(V::load(next.add(at))).store(total.add(at));
-                }
-            }
+            // The sums of the keys and those of the values follow each other.
+            let len = 2 * layout.keys();
+            add_up::<V>(sums(0)[0], len, len, layout.parts);
             self.context.write::<V>(self.batch, self.key_head, sums(0));
         }
     }

@@ -6,10 +6,12 @@
 use super::Convolution;
 use super::ahead::Ahead;
 use crate::isa::Cpu;
+use crate::kernels::chains::{AddUp, chain, chains};
 use crate::kernels::view::{DType, Pointer, Scratch, piece};
 use crate::kernels::window::{Pixels, place};
 use crate::simd::{Float, LANES, Lanes, Task};
 use std::marker::PhantomData;
+use std::ops::Range;
 use tenon_graph::op::Direction;
 
 /// What a result reads for one window element: an offset into the other map, and one into the turned weights.
@@ -22,7 +24,11 @@ pub(super) fn scratch(spec: &Convolution) -> (usize, usize) {
             let turned = if spec.has_weights { 0 } else { piece::<f32>(weights(spec)) };
             (turned, piece::<Tap>(spec.geometry.taps()))
         }
-        Direction::WeightGradient => (0, piece::<f32>(spec.geometry.taps() * PARTS * LANES)),
+        Direction::WeightGradient => {
+            let shares = Shares::of(spec);
+            let sums = piece::<f32>(shares.sums);
+            if shares.chains > 1 { (shares.count * shares.chains * sums, 0) } else { (0, sums) }
+        }
     }
 }
 
@@ -223,24 +229,71 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Vectors of channels that one task of the weight gradient sums at most.
+/// Vectors of channels of a share of the weight gradient at most.
 const PARTS: usize = 4;
+/// Rows of outputs that a chain of its sums goes over at least.
+const CHAIN_ROWS: usize = 32;
 
-/// `(output gradient, input) -> weight gradient`: sums over ascending output pixels.
+/// How the weight gradient is cut into tasks: shares of the channels, and chains.
+struct Shares {
+    vectors: usize,
+    count: usize,
+    chains: usize,
+    /// Floats of the sums of a task.
+    sums: usize,
+}
+
+impl Shares {
+    fn of(spec: &Convolution) -> Shares {
+        let vectors = spec.channels.div_ceil(LANES);
+        let count = vectors.div_ceil(PARTS);
+        Shares {
+            vectors,
+            count,
+            chains: chains(count, rows(spec), CHAIN_ROWS),
+            sums: spec.geometry.taps() * PARTS * LANES,
+        }
+    }
+
+    /// The vectors of a share.
+    fn get(&self, index: usize) -> Range<usize> {
+        index * self.vectors / self.count..(index + 1) * self.vectors / self.count
+    }
+}
+
+/// Rows of outputs.
+fn rows(spec: &Convolution) -> usize {
+    spec.geometry.n * spec.geometry.output[0] * spec.geometry.output[1]
+}
+
+/// `(output gradient, input) -> weight gradient`: sums over ascending output pixels, in [chains](crate::kernels::chains).
 pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixels, dw: Pixels, scratch: Scratch<'_>) {
-    let vectors = spec.channels.div_ceil(LANES);
-    let tasks = vectors.div_ceil(PARTS).next_multiple_of(2).min(vectors);
-    let elements = spec.geometry.taps() * PARTS * LANES;
-    cpu.pool.run(tasks, |task, worker| {
-        let sums = scratch.worker(worker).take::<f32>(elements);
-        let (first, end) = (task * vectors / tasks, (task + 1) * vectors / tasks);
-        let channel = first * LANES;
-        let parts = end - first;
-        let whole = spec.channels >= end * LANES;
-        // SAFETY: the piece has this size, and zero bytes are zeros.
-        unsafe { std::ptr::write_bytes(sums, 0, elements) };
-        let work = Weights { spec, dy, x, sums, channel, whole };
-        match (spec.dtype, parts) {
+    let shares = Shares::of(spec);
+    let chains = shares.chains;
+    let mut shared = scratch.shared();
+    let all_sums = Pointer(shared.take::<f32>(if chains > 1 { shares.count * chains * shares.sums } else { 0 }));
+    let write = |vectors: Range<usize>, sums: *const f32| {
+        let (taps, channel) = (spec.geometry.taps(), vectors.start * LANES);
+        for lane in 0..(spec.channels - channel).min(vectors.len() * LANES) {
+            for tap in 0..taps {
+                // SAFETY: the sums are there, and one task alone writes the filters of its channels.
+                unsafe { dw.set((channel + lane) * taps + tap, *sums.add(tap * vectors.len() * LANES + lane)) };
+            }
+        }
+    };
+    cpu.pool.run(shares.count * chains, |task, worker| {
+        let vectors = shares.get(task / chains);
+        let sums = if chains > 1 {
+            all_sums.get().wrapping_add(task * shares.sums)
+        } else {
+            scratch.worker(worker).take::<f32>(shares.sums)
+        };
+        // SAFETY: there is room for them, and zero bytes are zeros.
+        unsafe { std::ptr::write_bytes(sums, 0, shares.sums) };
+        let rows = chain(task % chains, chains, rows(spec));
+        let whole = spec.channels >= vectors.end * LANES;
+        let work = Weights { spec, dy, x, sums, rows, channel: vectors.start * LANES, whole };
+        match (spec.dtype, vectors.len()) {
             (DType::F32, 1) => cpu.vectorise(Parts::<f32, 1>(work, PhantomData)),
             (DType::F32, 2) => cpu.vectorise(Parts::<f32, 2>(work, PhantomData)),
             (DType::F32, 3) => cpu.vectorise(Parts::<f32, 3>(work, PhantomData)),
@@ -250,23 +303,28 @@ pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixe
             (_, 3) => cpu.vectorise(Parts::<u16, 3>(work, PhantomData)),
             (..) => cpu.vectorise(Parts::<u16, PARTS>(work, PhantomData)),
         }
-        let taps = spec.geometry.taps();
-        for lane in 0..(spec.channels - channel).min(parts * LANES) {
-            for tap in 0..taps {
-                // SAFETY: this task alone writes the filters of its channels.
-                unsafe { dw.set((channel + lane) * taps + tap, *sums.add(tap * parts * LANES + lane)) };
-            }
+        if chains == 1 {
+            write(vectors, sums);
         }
     });
+    if chains > 1 {
+        cpu.pool.run(shares.count, |share, _| {
+            let sums = all_sums.get().wrapping_add(share * chains * shares.sums);
+            // SAFETY: all chains are done, and this task alone uses their sums.
+            cpu.vectorise(unsafe { AddUp::new(sums, shares.sums, shares.sums, chains) });
+            write(shares.get(share), sums);
+        });
+    }
 }
 
-/// The sums of some channels' filters over everything.
+/// The sums of some channels' filters over some rows of outputs.
 struct Weights<'a> {
     spec: &'a Convolution,
     dy: Pixels,
     x: Pixels,
     /// `[taps][channels of the task]`
     sums: *mut f32,
+    rows: Range<usize>,
     channel: usize,
     /// Whether the last vector of channels is a whole one.
     whole: bool,
@@ -283,7 +341,7 @@ impl<F: Float, const P: usize> Task for Parts<'_, F, P> {
         let work = self.0;
         let geometry = &work.spec.geometry;
         let [deep, high, wide] = geometry.windows.map(|w| w.size);
-        for row in 0..geometry.n * geometry.output[0] * geometry.output[1] {
+        for row in work.rows.clone() {
             let at = place(row * geometry.output[2] % geometry.outputs().max(1), geometry.output);
             let n = row / (geometry.output[0] * geometry.output[1]);
             let mut soon = work.soon(n, at, P);

@@ -2,6 +2,7 @@
 
 use crate::gemm::micro::{Kernels, Lane, ROWS};
 use crate::isa::Isa;
+use crate::kernels::chains::{chain, chains};
 use crate::kernels::conv::{Convolution, float};
 use crate::kernels::view::piece;
 use crate::kernels::window::{Geometry, number};
@@ -13,10 +14,9 @@ const BLOCK: usize = 768;
 /// Rows and columns of a task, about: its sums stay there too.
 const TASK_ROWS: usize = 288;
 const TASK_COLS: usize = 256;
-/// Tasks that there are at least, where the sizes allow it: by several chains of sums, or else by smaller tasks, in which
-/// the same is copied and packed again.
-const TASKS: usize = 8;
-const FEW_TASKS: usize = 4;
+/// Tasks that there are at least, where the sizes allow it. If not by several chains, then by smaller shares, for which the
+/// same is copied and packed again.
+const TASKS: usize = 4;
 /// Blocks of a chain at least.
 const CHAIN_BLOCKS: usize = 4;
 /// Up to so many channels are a group of copies; more are in groups of [`LANES`].
@@ -119,10 +119,8 @@ impl Cut {
             chains: 1,
         };
         let blocks = cut.all_parts().div_ceil(cut.parts);
-        let chains = TASKS.div_ceil(cut.shares().max(1)).min(blocks / CHAIN_BLOCKS).max(1);
-        // None is empty.
-        cut.chains = blocks.div_ceil(blocks.div_ceil(chains).max(1)).max(1);
-        while cut.shares() * cut.chains < FEW_TASKS {
+        cut.chains = chains(cut.shares(), blocks, CHAIN_BLOCKS);
+        while cut.shares() * cut.chains < TASKS {
             if cut.filters > 64 && cut.filters >= cut.channels * d * h * cut.places {
                 cut.filters = cut.filters.div_ceil(2).next_multiple_of(64);
             } else if cut.channels > LANES {
@@ -186,8 +184,8 @@ impl Cut {
 
     /// The parts of a chain: whole blocks.
     pub(super) fn chain(&self, index: usize) -> Range<usize> {
-        let each = self.all_parts().div_ceil(self.parts).div_ceil(self.chains) * self.parts;
-        (index * each).min(self.all_parts())..((index + 1) * each).min(self.all_parts())
+        let blocks = chain(index, self.chains, self.all_parts().div_ceil(self.parts));
+        blocks.start * self.parts..(blocks.end * self.parts).min(self.all_parts())
     }
 
     /// The number of a part's first output pixel.

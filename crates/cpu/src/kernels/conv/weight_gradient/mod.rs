@@ -6,8 +6,7 @@
 //! output gradient is read as it lies, or packed. Where windows are single pixels and there are fewer filters than
 //! channels, filters are the rows.
 //!
-//! A sum is a chain over ascending pixels, or, where that makes too few tasks, several over one part of the pixels after the other,
-//! which are added at the end. How many there are follows from the sizes alone. In bf16 the pairs are of neighbours in a [part](Part), an odd one padded with a
+//! A sum is a chain over ascending pixels, or [several](crate::kernels::chains) over one part of them after the other. In bf16 the pairs are of neighbours in a [part](Part), an odd one padded with a
 //! zero.
 
 mod copy;
@@ -20,9 +19,10 @@ use crate::gemm::bf16::Lowest;
 use crate::gemm::micro::{Lane, ROWS, Tile};
 use crate::gemm::pack::{Order, Source, packer};
 use crate::isa::{Cpu, Isa};
+use crate::kernels::chains::AddUp;
 use crate::kernels::view::{DType, Pointer, Scratch, piece};
 use crate::kernels::window::Pixels;
-use crate::simd::{LANES, Lanes, Task};
+use crate::simd::LANES;
 use copy::Copy;
 use cut::{Cut, Part, Share, Side};
 use std::ops::Range;
@@ -88,7 +88,7 @@ pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixe
             unsafe {
                 let sums = all_sums.get().add(index * chains * room.sums);
                 let len = cut.rows(&share) * stride(&share);
-                cpu.vectorise(Total { sums, len, step: room.sums, chains });
+                cpu.vectorise(AddUp::new(sums, len, room.sums, chains));
                 write(&cut, &share, sums, dw);
             }
         });
@@ -98,30 +98,6 @@ pub(super) fn weight_gradient(cpu: &Cpu, spec: &Convolution, dy: Pixels, x: Pixe
 /// From one row of the sums of a share to the next.
 fn stride(share: &Share) -> usize {
     share.filters.len().next_multiple_of(LANES)
-}
-
-/// Adds the sums of all chains, `step` apart, to the first chain's.
-struct Total {
-    sums: *mut f32,
-    len: usize,
-    step: usize,
-    chains: usize,
-}
-
-impl Task for Total {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes>(self) {
-        for at in (0..self.len).step_by(LANES) {
-            // SAFETY: who makes it vouches for the sums, which are whole vectors.
-            unsafe {
-                let place = self.sums.add(at);
-                let total = (1..self.chains).fold(V::load(place), |sum, i| sum.add(V::load(place.add(i * self.step))));
-                total.store(place);
-            }
-        }
-    }
 }
 
 /// One task.
