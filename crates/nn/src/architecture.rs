@@ -48,7 +48,10 @@ pub const BUILT_IN: &[(&str, &str)] = &[
 ];
 
 /// Files of blocks that several architectures load.
-const BLOCKS: &[(&str, &str)] = &[("rotary", include_str!("../../../architectures/rotary.star"))];
+const BLOCKS: &[(&str, &str)] = &[
+    ("activations", include_str!("../../../architectures/activations.star")),
+    ("rotary", include_str!("../../../architectures/rotary.star")),
+];
 
 /// Where an architecture program comes from.
 #[derive(Clone, PartialEq, Debug)]
