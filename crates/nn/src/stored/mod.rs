@@ -67,7 +67,10 @@ impl Checkpoint {
             return self.add(path);
         }
         let found = WEIGHTS.iter().map(|name| path.join(name)).find(|file| file.exists());
-        let file = found.unwrap_or_else(|| path.join(WEIGHTS[0]));
+        let Some(file) = found else {
+            let message = format!("{}: no weights in it: none of {}", path.display(), WEIGHTS.join(", "));
+            return Err(ModelError::new(message).help("give the file with the weights one of these names"));
+        };
         match file.extension().is_some_and(|end| end == "json") {
             false => self.add(&file),
             true => weight_files(&file)?.iter().try_for_each(|part| self.add(&path.join(part))),
