@@ -227,7 +227,8 @@ fn variant<'a>(
     let known: Vec<&str> = of_type.iter().map(|v| v.class.as_str()).collect();
     let message = format!("{}: {} builds no {class}", path.display(), architecture.name);
     let error = ModelError::new(message).note(format!("it builds {}", known.join(", ")));
-    let choice = of_type.iter().flat_map(|v| &v.values).next();
+    // Where there is one class, its values are no choice of a part.
+    let choice = of_type.iter().flat_map(|v| &v.values).next().filter(|_| of_type.len() > 1);
     Err(match choice {
         Some((name, value)) => error.help(format!("for the part that it has, set the kind: `--set {name}={value}`")),
         None => error.help("write an architecture of your own for this class"),
