@@ -15,7 +15,7 @@ use tenon::model_folder::open_model;
 use tenon::nn::forward::{NamedTensor, Values, forward};
 use tenon::nn::generate::{self, Generator, Sampling};
 use tenon::nn::loss::loss;
-use tenon::nn::{HyperValue, ModelError, reference_markdown};
+use tenon::nn::{HyperValue, ModelError, further_keys, reference_markdown};
 use tenon::predict::Classifier;
 use tenon::tensors;
 use tenon::train::experiment::{Experiment, Objective};
@@ -318,7 +318,7 @@ pub fn forward_pass(args: &args::Forward) -> Outcome {
     let backend = backend(None)?;
     let mut outputs = forward(&open.model, &open.values, &inputs, &backend)?;
     if let Some(labels) = labels {
-        let loss = loss(&open.model, &outputs, &labels)?;
+        let loss = loss(&open.model, &outputs, &labels, &further_keys(&open.folder, &open.model)?)?;
         outputs.push(NamedTensor { name: "loss".into(), shape: vec![], values: Values::Float(vec![loss as f32]) });
     }
     tensors::write(&args.outputs, &outputs)?;

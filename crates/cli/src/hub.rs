@@ -12,6 +12,7 @@ use std::time::Duration;
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use serde_json::Value as Json;
 use tenon_nn::ModelError;
+use tenon_train::files::{Disk, replace_file};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
@@ -327,7 +328,7 @@ fn link(blob: &Path, place: &Path) -> Result<(), ModelError> {
 fn write(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     let failed = |error: std::io::Error| ModelError::new(format!("cannot write {}: {error}", path.display()));
     fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed)?;
-    fs::write(path, bytes).map_err(failed)
+    replace_file(&Disk, path, bytes).map_err(failed)
 }
 
 /// The JSON of an answer.

@@ -213,13 +213,13 @@ fn companions(folder: &Path, out: &Path) -> Result<bool, ModelError> {
         }
         std::fs::copy(&from, &to).map_err(|e| failed("cannot copy", &from, &e))?;
     }
-    let tokenizer = out.join("tokenizer.json");
+    let tokenizer = folder.join("tokenizer.json");
     let wrong = |e: DataError| ModelError::new(e.to_string());
     if tokenizer.exists() {
         load_tokenizer(&tokenizer).map_err(wrong)?;
         return Ok(true);
     }
     let Some(assembled) = assemble_tokenizer(folder).map_err(wrong)? else { return Ok(false) };
-    save_tokenizer(&assembled, &tokenizer).map_err(wrong)?;
+    save_tokenizer(&assembled, &out.join("tokenizer.json")).map_err(wrong)?;
     Ok(true)
 }

@@ -185,7 +185,7 @@ fn logits_and_loss() {
     let largest = wanted.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     let apart = found.iter().zip(wanted).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(apart <= 1e-4 * largest && largest > 1.0, "{apart} of {largest}");
-    let loss = loss(&fixture.model, &outputs, &first(LABELS)).unwrap();
+    let loss = loss(&fixture.model, &outputs, &first(LABELS), &[]).unwrap();
     compare_losses("loss", &[loss], &[fixture.golden["loss_of_transformers"].as_f64().unwrap()], 1e-5);
 }
 

@@ -5,7 +5,10 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::Lab;
+use serde_json::{Value as Json, json};
+use tenon::nn::forward::{NamedTensor, Values};
 use tenon::nn::{ArchitectureSource, HyperValue, Model, export, initialise, load_weights, open};
+use tenon::tensors;
 
 fn gpt2() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpt2-tiny")
@@ -136,4 +139,130 @@ fn a_vocabulary_becomes_a_tokenizer() {
     lab.write("bert/vocab.txt", "a\nb\n");
     let wrong = lab.tenon("import bert --out again").expect(2);
     lab.snapshot("unfit_vocabulary", &wrong.stderr);
+}
+
+#[test]
+fn what_a_folder_lacks_or_its_config_says_wrong_is_said() {
+    let lab = Lab::new("import-config");
+    let int = HyperValue::Int;
+    let sizes = [("width", int(12)), ("layers", int(1)), ("heads", int(3)), ("vocab", int(12)), ("context", int(8))];
+    made(&lab, "llama", "llama", &sizes);
+    let mut config: Json = serde_json::from_slice(&std::fs::read(lab.path("llama/config.json")).unwrap()).unwrap();
+    // The older spelling of rotary positions, which is written too.
+    config.as_object_mut().unwrap().remove("rope_scaling");
+    let refused = |file: &str, text: &str, parts: &[&str]| {
+        let before = std::fs::read(lab.path(file)).ok();
+        lab.write(file, text);
+        let said = lab.tenon("import llama --out out").expect(2).stderr;
+        for part in parts {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        match before {
+            Some(bytes) => std::fs::write(lab.path(file), bytes).unwrap(),
+            None => std::fs::remove_file(lab.path(file)).unwrap(),
+        }
+    };
+    let with = |key: &str, value: Json| {
+        let mut config = config.clone();
+        config[key] = value;
+        config.to_string()
+    };
+    let scaled = |kind: &str| json!({"rope_type": kind, "rope_theta": 1e4, "factor": 2.0});
+    for (key, value, parts) in [
+        ("rope_parameters", scaled("llama3"), &["llama3", "low_freq_factor, high_freq_factor", "config.json says"][..]),
+        ("rope_parameters", scaled("longrope"), &["longrope", "default, linear, llama3, yarn, dynamic"]),
+        ("layer_types", json!(["full_attention", "full_attention"]), &["layer_types has 2 entries for 1 layers"]),
+        ("hidden_act", json!("xielu"), &["xielu", "quick_gelu, relu"]),
+        (
+            "num_hidden_layers",
+            json!("1"),
+            &["`layers` is a whole number, but is set to \"1\"", "llama/config.json says"],
+        ),
+        ("architectures", json!(["LlamaForQuestionAnswering"]), &["builds no LlamaForQuestionAnswering"]),
+    ] {
+        refused("llama/config.json", &with(key, value), parts);
+    }
+    refused("llama/tokenizer.json", "{bad", &["not JSON", "llama/tokenizer.json"]);
+    std::fs::rename(lab.path("llama/model.safetensors"), lab.path("llama/tf_model.h5")).unwrap();
+    let absent = lab.tenon("import llama --out out").expect(2).stderr;
+    assert!(absent.contains("no weights in it: none of model.safetensors, "), "{absent}");
+    std::fs::remove_file(lab.path("llama/config.json")).unwrap();
+    let absent = lab.tenon("import llama --out out").expect(2).stderr;
+    assert!(absent.contains("llama/config.json: there is no such file"), "{absent}");
+    assert!(absent.contains("--architecture"), "{absent}");
+    assert!(!lab.path("out").exists());
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_explained_and_the_problem_of_config_json_chooses_the_loss() {
+    let lab = Lab::new("import-forward");
+    let int = HyperValue::Int;
+    let sizes = [("width", int(12)), ("layers", int(1)), ("heads", int(3)), ("vocab", int(12)), ("classes", int(2))];
+    made(&lab, "bert", "bert", &[&sizes[..], &[("head", "classification".into())]].concat());
+    let bert = std::fs::read_to_string(lab.path("bert/config.json")).unwrap();
+    made(
+        &lab,
+        "resnet",
+        "resnet",
+        &[
+            ("height", int(32)),
+            ("width", int(32)),
+            ("names", "transformers".into()),
+            ("widths", HyperValue::List([8; 4].map(int).to_vec())),
+        ],
+    );
+    let ints = |name: &str, shape: &[usize]| {
+        let values = Values::Int(vec![1; shape.iter().product()]);
+        NamedTensor { name: name.into(), shape: shape.into(), values }
+    };
+    let reals = |name: &str, shape: &[usize]| {
+        let values = Values::Float(vec![0.5; shape.iter().product()]);
+        NamedTensor { name: name.into(), shape: shape.into(), values }
+    };
+    let forward = |model: &str, inputs: &[NamedTensor]| {
+        tensors::write(&lab.path("in.safetensors"), inputs).unwrap();
+        lab.tenon(&format!("forward {model} --inputs in.safetensors --outputs out.safetensors"))
+    };
+    let uneven = forward("bert", &[ints("attention_mask", &[1, 3]), ints("input_ids", &[1, 4])]).expect(2).stderr;
+    assert!(uneven.contains("the tensor is [1, 4]\n  b is 1 in an input before it\n  t is 3 in"), "{uneven}");
+    let larger = forward("resnet", &[reals("pixel_values", &[1, 3, 40, 48])]).expect(2).stderr;
+    assert!(larger.contains("`--set height=40 --set width=48`"), "{larger}");
+
+    let loss = |problem: &str| {
+        let mut config: Json = serde_json::from_str(&bert).unwrap();
+        config["problem_type"] = json!(problem);
+        lab.write("bert/config.json", config.to_string());
+        lab.tenon("import bert --out out").expect(0);
+        forward("out", &[ints("input_ids", &[1, 4]), reals("labels", &[1, 2])]).expect(0);
+        let outputs = tensors::read(&lab.path("out.safetensors")).unwrap();
+        let values = |name: &str| match &outputs.iter().find(|t| t.name == name).unwrap().values {
+            Values::Float(values) => values.clone(),
+            other => panic!("{other:?}"),
+        };
+        (values("loss")[0], values("logits"))
+    };
+    let (squares, logits) = loss("regression");
+    assert!((squares - logits.iter().map(|x| (x - 0.5) * (x - 0.5)).sum::<f32>() / 2.0).abs() < 1e-5, "{squares}");
+    let (several, logits) = loss("multi_label_classification");
+    let each = logits.iter().map(|x| x.max(0.0) - x * 0.5 + (-x.abs()).exp().ln_1p());
+    assert!((several - each.sum::<f32>() / 2.0).abs() < 1e-5, "{several}");
+}
+
+#[test]
+fn words_may_be_guessed_with_a_table_of_their_own() {
+    let lab = Lab::new("import-untied");
+    let int = HyperValue::Int;
+    let no = HyperValue::Bool(false);
+    let sizes = [("width", int(12)), ("layers", int(1)), ("heads", int(3)), ("vocab", int(12))];
+    for (name, own, more) in [
+        ("bert", "cls.predictions.decoder.weight", &[("head", "masked_lm".into())][..]),
+        ("gpt2", "lm_head.weight", &[]),
+    ] {
+        let before = made(&lab, name, name, &[&sizes[..], &[("tied", no.clone())], more].concat());
+        lab.tenon(&format!("import {name} --out {name}-out")).expect(0);
+        let after = same(&lab, &format!("{name}-out"), &before, &[]);
+        assert_eq!(after.hyperparameter("tied"), Some(&no));
+        let names = tensors::read_header(&lab.path(&format!("{name}-out/model.safetensors"))).unwrap();
+        assert!(names.iter().any(|entry| entry.name == own), "{name}");
+    }
 }

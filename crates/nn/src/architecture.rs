@@ -48,7 +48,10 @@ pub const BUILT_IN: &[(&str, &str)] = &[
 ];
 
 /// Files of blocks that several architectures load.
-const BLOCKS: &[(&str, &str)] = &[("rotary", include_str!("../../../architectures/rotary.star"))];
+const BLOCKS: &[(&str, &str)] = &[
+    ("activations", include_str!("../../../architectures/activations.star")),
+    ("rotary", include_str!("../../../architectures/rotary.star")),
+];
 
 /// Where an architecture program comes from.
 #[derive(Clone, PartialEq, Debug)]
@@ -143,6 +146,8 @@ impl Architecture {
                     known.push(name.to_string());
                     known.extend(found.presets.into_iter().map(|(preset, _)| preset));
                 }
+                // A family and a preset may share a name.
+                known.dedup();
                 let close = suggest(wanted, known.iter().map(String::as_str));
                 Err(ModelError::new(format!("there is no architecture `{wanted}`: {close}"))
                     .help("for a program of your own, name its file, as in `my_model.star`"))
@@ -274,15 +279,17 @@ impl Architecture {
         };
         let mut values: HyperValues =
             self.hyperparameters.iter().map(|h| (h.name.clone(), h.default.clone())).collect();
-        let mut put = |name: &str, value: &HyperValue, whose: &str| {
+        let mut put = |name: &str, value: &HyperValue, by: &str| {
             let Some(slot) = self.hyperparameters.iter().position(|h| h.name == name) else {
                 let close = suggest(name, self.hyperparameters.iter().map(|h| h.name.as_str()));
-                return Err(ModelError::new(format!("{file}: {whose} `{name}`, which `model` does not take: {close}")));
+                return Err(ModelError::new(format!(
+                    "{file}: `{name}` is set{by}, which `model` does not take: {close}"
+                )));
             };
             let default = &self.hyperparameters[slot].default;
             let Some(fitted) = value.fit(default) else {
                 let (takes, is) = (default.kind(), value.kind());
-                let message = format!("{file}: `{name}` is {takes}, but {whose} it to {value}, {is}");
+                let message = format!("{file}: `{name}` is {takes}, but is set{by} to {value}, {is}");
                 return Err(ModelError::new(message).help(format!("the default is {default}")));
             };
             values[slot].1 = fitted;
@@ -294,11 +301,11 @@ impl Architecture {
                 return Err(ModelError::new(format!("{file}: there is no preset `{name}`: {close}")));
             };
             for (key, value) in preset {
-                put(key, value, &format!("the preset {name} sets"))?;
+                put(key, value, &format!(" by the preset {name}"))?;
             }
         }
         for (key, value) in set.iter().filter(|(name, _)| name != "preset") {
-            put(key, value, "the experiment sets")?;
+            put(key, value, "")?;
         }
         self.check_names(&values)?;
         Ok((named, values))

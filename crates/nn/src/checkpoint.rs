@@ -14,7 +14,7 @@ use crate::model::Model;
 /// The `checkpoint` table of an architecture file. Patterns are names in which `*` stands for anything.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct CheckpointTable {
-    /// What stands before all names in files; it may be absent when reading.
+    /// What stands before all names in files but the head's; it may be absent when reading.
     pub prefix: String,
     /// The scope of the model without its head, with the dot: files of the model alone do not have it, and either form
     /// is read.
@@ -217,7 +217,8 @@ impl<'a> Naming<'a> {
     /// What files call the tensor or the parts of a tensor that we call `name`.
     pub fn theirs(&self, name: &str) -> Vec<String> {
         let Some(Names { base, patterns, .. }) = self.library else {
-            return vec![format!("{}{name}", self.table.prefix)];
+            let before = if self.table.is_head(name) { "" } else { &self.table.prefix };
+            return vec![format!("{before}{name}")];
         };
         let (before, rest) = match name.strip_prefix(self.table.base.as_str()) {
             Some(rest) if !self.table.base.is_empty() || self.scoped && !self.table.is_head(name) => {

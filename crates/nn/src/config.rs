@@ -38,6 +38,13 @@ pub fn open_foreign(
     set: &[(String, HyperValue)],
 ) -> Result<Model, ModelError> {
     let path = dir.join("config.json");
+    if !path.exists() {
+        let message =
+            format!("{}: there is no such file, which says what the weights beside it are of", path.display());
+        return Err(
+            ModelError::new(message).help("put it there, or name the architecture, as in `--architecture bert-base`")
+        );
+    }
     let mut config = read_json(&path)?;
     if let Some(modules) = sentence_modules(dir)? {
         config.insert("architectures".into(), vec![SENTENCE_CLASS].into());
@@ -194,7 +201,7 @@ fn from_config(
         values.retain(|(other, _)| *other != name);
         values.push((name, value));
     }
-    architecture.build(&values)
+    architecture.build(&values).map_err(|error| error.note(format!("built as {} says", path.display())))
 }
 
 /// The class that `architectures` names; without that key, the first of the model type. None is needed where all that a
@@ -220,7 +227,8 @@ fn variant<'a>(
     let known: Vec<&str> = of_type.iter().map(|v| v.class.as_str()).collect();
     let message = format!("{}: {} builds no {class}", path.display(), architecture.name);
     let error = ModelError::new(message).note(format!("it builds {}", known.join(", ")));
-    let choice = of_type.iter().flat_map(|v| &v.values).next();
+    // Where there is one class, its values are no choice of a part.
+    let choice = of_type.iter().flat_map(|v| &v.values).next().filter(|_| of_type.len() > 1);
     Err(match choice {
         Some((name, value)) => error.help(format!("for the part that it has, set the kind: `--set {name}={value}`")),
         None => error.help("write an architecture of your own for this class"),

@@ -142,10 +142,24 @@ fn bind(model: &Model, inputs: &[NamedTensor]) -> Result<Bindings, ModelError> {
     let mut bindings = Bindings::new();
     for tensor in inputs {
         let input = model.inputs.iter().find(|i| i.name == tensor.name).expect("names were compared");
+        let earlier = bindings.clone();
         let misfit = || {
             let message = format!("input `{}` does not fit", tensor.name);
             let (shape, found) = (&input.shape, &tensor.shape);
-            ModelError::new(message).note(format!("{model} takes {}{shape}, the tensor is {found:?}", input.dtype))
+            let mut error =
+                ModelError::new(message).note(format!("{model} takes {}{shape}, the tensor is {found:?}", input.dtype));
+            for dim in shape.iter() {
+                if let Some(size) = dim.symbols().next().and_then(|symbol| earlier.get(&symbol)) {
+                    error = error.note(format!("{dim} is {size} in an input before it"));
+                }
+            }
+            match found[..] {
+                [_, _, height, width] if model.hyperparameter("height").is_some() => error.help(format!(
+                    "pixels are [images, channels, height, width]; images of this size: `--set height={height} \
+                     --set width={width}` when the model is imported"
+                )),
+                _ => error,
+            }
         };
         if tensor.shape.len() != input.shape.rank() {
             return Err(misfit());

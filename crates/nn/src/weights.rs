@@ -78,7 +78,7 @@ fn read(path: &Path, model: &Model, new_head: bool) -> Result<Vec<Option<Vec<f32
             superfluous.push(surplus());
         }
     }
-    let (mut missing, mut mismatched) = (Vec::new(), Vec::new());
+    let (mut missing, mut mismatched, mut headless) = (Vec::new(), Vec::new(), true);
     let mut found = Vec::new();
     for variable in model.variables() {
         let (names, shape) = parts(variable);
@@ -95,6 +95,7 @@ fn read(path: &Path, model: &Model, new_head: bool) -> Result<Vec<Option<Vec<f32
             match places.get(&naming.bare(&part)) {
                 None => {
                     let part = if prefixed { &part } else { part.strip_prefix(&table.prefix).unwrap_or(&part) };
+                    headless &= table.is_head(&variable.name);
                     missing.push(format!("missing: {part} {shape:?}, declared at {}", variable.site));
                 }
                 Some((name, place)) if place.shape != expected => {
@@ -118,8 +119,12 @@ fn read(path: &Path, model: &Model, new_head: bool) -> Result<Vec<Option<Vec<f32
             mismatched.len()
         );
         let mut error = ModelError::new(message);
+        let only_head = headless && mismatched.is_empty() && superfluous.is_empty();
         error.notes = [missing, mismatched, superfluous].into_iter().flat_map(shorten).collect();
-        return Err(error.help("check the architecture and its hyperparameters against the checkpoint's config.json"));
+        return Err(error.help(match only_head {
+            true => "the head is not in it, and starts anew where a hyperparameter is set, such as `--set head=none`",
+            false => "check the architecture and its hyperparameters against the checkpoint's config.json",
+        }));
     }
     let values = found
         .iter()

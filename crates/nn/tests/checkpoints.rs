@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
+use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use tenon_nn::{ArchitectureSource, HyperValue, Model, ModelError, export, initialise, load_weights, open};
 
@@ -198,9 +199,40 @@ fn damaged_files_are_named() {
     std::fs::remove_file(dir.path().join("tenon.json")).unwrap();
     std::fs::write(dir.path().join("config.json"), "{\"model_type\": \"t5\"}").unwrap();
     insta::assert_snapshot!("model_type", text(open(dir.path()).unwrap_err(), dir.path()));
-    std::fs::write(dir.path().join("config.json"), "{\"model_type\": \"gpt2\", \"activation_function\": \"relu\"}")
-        .unwrap();
+    std::fs::write(dir.path().join("config.json"), "{\"model_type\": \"bert\", \"is_decoder\": true}").unwrap();
     insta::assert_snapshot!("variant", text(open(dir.path()).unwrap_err(), dir.path()));
+}
+
+#[test]
+fn wrappers_before_all_names_are_taken_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = small_gpt2();
+    let values = values(&model);
+    export(&model, &values, dir.path(), &[]).unwrap();
+    let path = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let wrapped = SafeTensors::deserialize(&bytes).unwrap();
+    let wrapped = wrapped.tensors().into_iter().map(|(name, view)| (format!("module._orig_mod.{name}"), view));
+    safetensors::serialize_to_file(wrapped, None, &path).unwrap();
+    assert_eq!(load_weights(dir.path(), &model).unwrap(), values);
+}
+
+#[test]
+fn a_header_whose_length_begins_like_a_pickle_is_no_pickle() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = "inputs = dict(x = features(\"b\", 2))\n\ndef model(x):\n    return linear(x, 1, name = \"fc\", bias = False)\n";
+    let source = ArchitectureSource::Text { name: "mine".into(), text: program.into() };
+    let model = Model::load(&source, &[]).unwrap();
+    let tensors = r#"{"fc.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}"#;
+    let path = dir.path().join("model.safetensors");
+    // Both begin archives of PyTorch: an old one, and a zip.
+    for length in [0x0280usize, 0x4b50] {
+        let mut bytes = (length as u64).to_le_bytes().to_vec();
+        bytes.extend(format!("{tensors:<length$}").bytes());
+        bytes.extend([1.5f32, -2.0].iter().flat_map(|x| x.to_le_bytes()));
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(load_weights(&path, &model).unwrap(), [[1.5, -2.0]]);
+    }
 }
 
 #[test]

@@ -171,7 +171,11 @@ fn a_sequence_longer_than_the_context_is_refused() {
 fn an_architecture_says_what_it_takes() {
     let gpt2 = Architecture::load(&ArchitectureSource::parse("gpt2")).unwrap();
     let text: Vec<String> = gpt2.hyperparameters.iter().map(|h| format!("{} = {}", h.name, h.default)).collect();
-    assert_eq!(text.join(", "), "vocab = 50257, context = 1024, layers = 12, width = 768, heads = 12, rate = 0.1");
+    assert_eq!(
+        text.join(", "),
+        "vocab = 50257, context = 1024, layers = 12, width = 768, heads = 12, inner = None, activation = \"gelu_new\", eps = 1e-5, \
+         rate = 0.1, words_rate = None, scaled = True, scaled_by_layer = False, tied = True"
+    );
     assert!(gpt2.takes("vocab") && !gpt2.takes("input_ids"));
     let mlp = Architecture::load(&ArchitectureSource::parse("mlp")).unwrap();
     let text: Vec<String> = mlp.hyperparameters.iter().map(|h| format!("{} = {}", h.name, h.default)).collect();

@@ -26,6 +26,9 @@ const MAX_INDEX: u64 = 100_000_000;
 const WEIGHTS: [&str; 4] =
     ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
+/// What wrappers of models put before all names: data parallelism, compilation, programs that train.
+const WRAPPERS: [&str; 3] = ["module.", "_orig_mod.", "model."];
+
 /// Where a tensor lies.
 pub(crate) struct Place {
     pub file: PathBuf,
@@ -43,24 +46,35 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The tensors of a file, or of the files that a folder has.
+    /// The tensors of a file, or of the files that a folder has, without what wrappers put before all names.
     pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {
         let mut checkpoint = Checkpoint { tensors: BTreeMap::new() };
-        if !path.is_dir() {
-            checkpoint.add(path)?;
-            return Ok(checkpoint);
-        }
-        let found = WEIGHTS.iter().map(|name| path.join(name)).find(|file| file.exists());
-        let file = found.unwrap_or_else(|| path.join(WEIGHTS[0]));
-        match file.extension().is_some_and(|end| end == "json") {
-            false => checkpoint.add(&file)?,
-            true => {
-                for part in weight_files(&file)? {
-                    checkpoint.add(&path.join(part))?;
-                }
-            }
+        checkpoint.add_all(path)?;
+        while let Some(before) = WRAPPERS.iter().find(|before| checkpoint.all_begin_with(before)) {
+            let tensors = std::mem::take(&mut checkpoint.tensors).into_iter();
+            checkpoint.tensors = tensors.map(|(name, place)| (name[before.len()..].to_string(), place)).collect();
         }
         Ok(checkpoint)
+    }
+
+    fn all_begin_with(&self, before: &str) -> bool {
+        !self.tensors.is_empty() && self.tensors.keys().all(|name| name.starts_with(before))
+    }
+
+    /// Adds the tensors of a file, or of the files that a folder has.
+    fn add_all(&mut self, path: &Path) -> Result<(), ModelError> {
+        if !path.is_dir() {
+            return self.add(path);
+        }
+        let found = WEIGHTS.iter().map(|name| path.join(name)).find(|file| file.exists());
+        let Some(file) = found else {
+            let message = format!("{}: no weights in it: none of {}", path.display(), WEIGHTS.join(", "));
+            return Err(ModelError::new(message).help("give the file with the weights one of these names"));
+        };
+        match file.extension().is_some_and(|end| end == "json") {
+            false => self.add(&file),
+            true => weight_files(&file)?.iter().try_for_each(|part| self.add(&path.join(part))),
+        }
     }
 
     /// Adds the tensors of a file.

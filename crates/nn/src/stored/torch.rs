@@ -19,9 +19,10 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 /// Keys under which training programs keep the weights among other things.
 const WEIGHTS: [&str; 6] = ["state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "module"];
 
-/// Whether a file that begins so is one of PyTorch's.
+/// Whether a file that begins so is one of PyTorch's. A safetensors file, which begins with the length of its header, may share
+/// the first two bytes.
 pub(super) fn is_archive(first: &[u8]) -> bool {
-    first.starts_with(b"PK") || first.starts_with(&[0x80, 0x02])
+    first.starts_with(b"PK\x03\x04") || first.starts_with(&[0x80, 0x02, 0x8a, 0x0a])
 }
 
 /// Where each storage begins in the file, and its bytes.
