@@ -296,16 +296,22 @@ impl Speed {
                 compute * peak(Rate::ProductF32, Rate::ProductBf16) / own
             }
         };
-        // Measured on training steps: kernels hardly compute while they wait for what another step left in memory.
-        overhead + compute + memory
+        // Measured on training steps: kernels hardly compute while they wait for what another step left in memory, but do while
+        // the caches answer.
+        let beyond = beyond_caches(work(program, step).1);
+        overhead + compute.max(memory) + beyond * compute.min(memory)
     }
 
     /// Bytes per second of a step with so many, given the rate in memory: those of the caches are the faster the fewer.
     fn bandwidth(&self, bytes: f64, memory: Rate) -> f64 {
         let (cache, memory) = (self.get(Rate::Cache).max(self.get(memory)), self.get(memory));
-        let part = (bytes.max(1.0) / SMALL).ln() / (LARGE / SMALL).ln();
-        cache * (memory / cache).powf(part.clamp(0.0, 1.0))
+        cache * (memory / cache).powf(beyond_caches(bytes))
     }
+}
+
+/// How far a step with so many bytes finds them in memory and not in the caches, from 0 to 1.
+fn beyond_caches(bytes: f64) -> f64 {
+    ((bytes.max(1.0) / SMALL).ln() / (LARGE / SMALL).ln()).clamp(0.0, 1.0)
 }
 
 /// Whether a step reads or writes only some rows of a buffer.
