@@ -20,7 +20,7 @@ use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Shape, Type};
 
 use crate::session::CpuBackend;
-use crate::simd::evict;
+use crate::simd::{LANES, evict};
 
 /// How often a rate is measured at least, after a run that does not count; the median counts.
 const TIMES: usize = 3;
@@ -285,7 +285,9 @@ impl Speed {
         let compute = match Kind::of(program, step) {
             Kind::Product | Kind::Fused | Kind::Move => compute,
             Kind::Convolution => {
-                compute * peak(Rate::ProductF32, Rate::ProductBf16) / peak(Rate::ConvF32, Rate::ConvBf16)
+                let columns = columns(program, step).unwrap_or(MEASURED_COLUMNS);
+                let slower = filled_up(columns) / filled_up(MEASURED_COLUMNS);
+                compute * slower * peak(Rate::ProductF32, Rate::ProductBf16) / peak(Rate::ConvF32, Rate::ConvBf16)
             }
             Kind::Attention => {
                 let own = if step.nodes.iter().any(|n| program.graph.node(*n).outputs().len() == 3) {
@@ -312,6 +314,31 @@ impl Speed {
 /// How far a step with so many bytes finds them in memory and not in the caches, from 0 to 1.
 fn beyond_caches(bytes: f64) -> f64 {
     ((bytes.max(1.0) / SMALL).ln() / (LARGE / SMALL).ln()).clamp(0.0, 1.0)
+}
+
+/// Channels of the convolution that is measured.
+const MEASURED_COLUMNS: usize = 128;
+
+/// How many times as long the products of a convolution take with so many columns as with many: vectors are filled up, and
+/// beginning and ending a tile takes as long as some columns do.
+fn filled_up(columns: usize) -> f64 {
+    const ENDS: usize = 12;
+    (columns.next_multiple_of(LANES) + ENDS) as f64 / columns as f64
+}
+
+/// The columns of the products of a convolution that is not depthwise: the channels or filters of a group that it results in.
+fn columns(program: &Program, step: &Step) -> Option<usize> {
+    let Work::Kernel { node, .. } = &step.work else { return None };
+    let data = program.graph.node(*node);
+    let Op::Conv(conv) = &data.op else { return None };
+    let weight = match conv.direction {
+        Direction::Forward | Direction::InputGradient => data.inputs[1],
+        Direction::WeightGradient => step.writes[0],
+    };
+    let sizes = program.graph.ty(weight).shape.sizes();
+    let (filters, channels) = (sizes[0] / conv.groups, sizes[sizes.len() - 1]);
+    let columns = if conv.direction == Direction::InputGradient { channels } else { filters };
+    (columns > 0 && filters.max(channels) > 1).then_some(columns)
 }
 
 /// Whether a step reads or writes only some rows of a buffer.
@@ -436,8 +463,8 @@ fn attention(g: &Builder, dtype: DType, rate: Rate) {
 }
 
 fn convolution(g: &Builder, dtype: DType) {
-    let image = g.input("image", Role::Data, Type::new(dtype, [2, 28, 28, 128]));
-    let weight = g.input("weight", Role::Data, Type::new(dtype, [128, 3, 3, 128]));
+    let image = g.input("image", Role::Data, Type::new(dtype, [2, 28, 28, MEASURED_COLUMNS]));
+    let weight = g.input("weight", Role::Data, Type::new(dtype, [MEASURED_COLUMNS, 3, 3, MEASURED_COLUMNS]));
     let window = Window { size: 3, stride: 1, dilation: 1, low: 1, high: 1 };
     let windows = [window, window].into_iter().collect();
     let result = Shape::scalar();
