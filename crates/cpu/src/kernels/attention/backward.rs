@@ -3,7 +3,7 @@
 //! it sums the gradients of keys and values, and the parts' sums are added at the end. How many parts there are follows
 //! from the sizes alone, so every sum has one order.
 
-use super::forward::hide_tile;
+use super::forward::hide;
 use super::products::{Panels, Product, Products, RowsOfA, Seen, Weights};
 use super::tiles::{KEYS, QUERIES, Rows, clear};
 use super::{Attention, Band, Operands, Sizes, rows_view};
@@ -314,7 +314,8 @@ impl Task for Part<'_> {
                     };
                     scores(keys, query_columns, weights);
                     scores(values, dout_columns, dweights);
-                    hide_tile(spec, &operands.mask, batch, s, weights, first, queries, width, from, count);
+                    let mask = operands.mask.as_ref().map(|mask| (mask, batch));
+                    hide(spec, mask, weights, width, from, count, band);
                     let tiles = [weights, dweights].map(|tile| tile.cast_const());
                     let terms = Terms { scale: spec.scale, least: products.least(), log_sum, product };
                     if products.rounds() {

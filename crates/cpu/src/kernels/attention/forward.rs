@@ -2,8 +2,8 @@
 
 use super::decode;
 use super::products::{Product, Products, Seen, Weights};
-use super::tiles::{KEYS, QUERIES, Rows, Running, Weighing, clear, hide, softmax_step};
-use super::{Attention, Operands, Sizes, rows_view};
+use super::tiles::{KEYS, QUERIES, Rows, Running, Weighing, clear, softmax_step};
+use super::{Attention, Band, Operands, Sizes, rows_view};
 use crate::isa::{Cpu, Isa};
 use crate::kernels::view::{DType, Scratch, View, ViewMut, piece, scratch_bytes};
 use crate::simd::{LANES, Lanes, Task};
@@ -110,6 +110,7 @@ impl Task for Tile<'_> {
         let [max, sum, correction] = [(); 3].map(|()| pieces.take::<f32>(QUERIES));
         let running = Running { max, sum, correction };
 
+        let mask = operands.mask.as_ref().map(|mask| (mask, batch));
         let start = spec.visible(first, s).0 / KEYS * KEYS;
         let end = spec.visible(first + queries - 1, s).1;
         // SAFETY: the pieces belong to this worker, have these sizes and do not overlap; rows `first..first + queries`
@@ -131,7 +132,7 @@ impl Task for Tile<'_> {
                 let (a, b, c, band) = (key, query, scores, spec.band(first, from));
                 let seen = Seen::Scores(band);
                 products.run(Product { a, b, c, c_row: width, m: keys, n: queries, k: d, accumulate: false, seen });
-                hide_tile(spec, &operands.mask, batch, s, scores, first, queries, width, from, keys);
+                hide(spec, mask, scores, width, from, keys, band);
                 let weighing = Weighing { scale: spec.scale, least: products.least(), band };
                 if products.rounds() {
                     softmax_step::<V, u16>(scores, rounded.cast(), keys, width, weighing, running);
@@ -166,38 +167,36 @@ impl Task for Tile<'_> {
     }
 }
 
-/// Makes the scores `[keys][width]` that the settings or the mask hide [`Attention::hidden`].
+/// Makes scores `[keys][width]` that the settings or the mask hide [`Attention::hidden`], those that are [read](Band::keys).
 ///
 /// # Safety
 /// The scores are writable; the mask, if any, has the keys `from..from + keys`.
-#[expect(clippy::too_many_arguments, reason = "the place and size of a tile")]
 #[inline(always)]
-pub(super) unsafe fn hide_tile(
+pub(super) unsafe fn hide(
     spec: &Attention,
-    mask: &Option<View<'_>>,
-    batch: usize,
-    s: usize,
+    mask: Option<(&View<'_>, usize)>,
     scores: *mut f32,
-    first: usize,
-    queries: usize,
     width: usize,
     from: usize,
     keys: usize,
+    band: Band,
 ) {
-    // Both ends of what is visible ascend, so the last query's start and the first one's end decide for all.
-    let all = spec.visible(first + queries - 1, s).0 <= from && spec.visible(first, s).1 >= from + keys;
-    // SAFETY: as the caller says.
+    // SAFETY: as the caller says; `width` is whole vectors.
     unsafe {
-        if !all {
-            for query in 0..queries {
-                hide(scores.add(query), width, from, keys, spec.visible(first + query, s), spec.hidden());
+        let row = |key: usize| std::slice::from_raw_parts_mut(scores.add(key * width), width);
+        let whole = band.low + width as isize <= 1 && band.high >= keys as isize;
+        for key in 0..if whole { 0 } else { keys } {
+            let seen = band.queries(key..key + 1, width);
+            if !seen.is_empty() {
+                row(key)[seen.start / LANES * LANES..seen.start].fill(spec.hidden());
+                row(key)[seen.end..seen.end.next_multiple_of(LANES)].fill(spec.hidden());
             }
         }
-        if let Some(mask) = mask {
+        if let Some((mask, batch)) = mask {
             let strides = mask.strides();
             let seen = mask.ptr::<u8>().add(batch * strides[0] + from * strides[1]);
             for key in (0..keys).filter(|key| *seen.add(key * strides[1]) == 0) {
-                std::slice::from_raw_parts_mut(scores.add(key * width), width).fill(spec.hidden());
+                row(key).fill(spec.hidden());
             }
         }
     }

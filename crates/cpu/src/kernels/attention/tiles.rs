@@ -191,26 +191,6 @@ pub(super) unsafe fn clear(to: *mut f32, n: usize) {
     unsafe { std::ptr::write_bytes(to, 0, n) };
 }
 
-/// Makes keys `first..first + n` outside of the range `hidden` in a row, or column, of scores.
-///
-/// # Safety
-/// `n` values, `step` apart, are writable.
-#[inline(always)]
-pub(super) unsafe fn hide(
-    scores: *mut f32,
-    step: usize,
-    first: usize,
-    n: usize,
-    (low, high): (usize, usize),
-    hidden: f32,
-) {
-    let (low, high) = (low.clamp(first, first + n) - first, high.clamp(first, first + n) - first);
-    for key in (0..low).chain(high.max(low)..n) {
-        // SAFETY: below n.
-        unsafe { *scores.add(key * step) = hidden };
-    }
-}
-
 /// The running maximum and sum of a tile's queries.
 #[derive(Clone, Copy)]
 pub(super) struct Running {
