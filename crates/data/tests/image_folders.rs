@@ -176,3 +176,34 @@ fn settings_that_make_no_sense() {
         assert!(error.contains(expected), "{keys}: {error}");
     }
 }
+
+#[test]
+fn what_other_systems_hide_in_folders_is_no_picture() {
+    let folder = animals();
+    for name in ["cat/._0.png", ".thumbnails/0.png", "dog/.trash/0.png"] {
+        folder.write(&format!("animals/{name}"), b"no picture");
+    }
+    let data = opened(&folder, PLAIN);
+    assert_eq!(data.facts().class_names, ["cat", "dog"]);
+    assert_eq!(data.facts().train.class_counts, [5, 6]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_folders_are_followed_but_not_in_a_circle() {
+    let folder = animals();
+    let at = |name: &str| folder.dir.path().join(name);
+    std::os::unix::fs::symlink("..", at("animals/cat/up")).unwrap();
+    std::os::unix::fs::symlink(".", at("animals/dog/more/again")).unwrap();
+    folder.write("elsewhere/6.png", &picture(60, ImageFormat::Png));
+    std::os::unix::fs::symlink(at("elsewhere"), at("animals/cat/linked")).unwrap();
+    assert_eq!(opened(&folder, PLAIN).facts().train.class_counts, [6, 6]);
+}
+
+#[test]
+fn one_class_is_refused() {
+    let folder = animals();
+    let error =
+        folder.open(&PLAIN.replace("\"animals\"", "\"animals/dog\""), None).err().expect("one class").to_string();
+    assert!(error.contains("all samples are of one class, `more`: there is nothing to tell apart"), "{error}");
+}
