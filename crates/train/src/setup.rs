@@ -274,16 +274,16 @@ impl Setup {
             Some(objective) => objective,
             None => objective_of(&model, &*data)?,
         };
+        if objective != Objective::Classification && data.fields().iter().any(|field| field.name == MIXED_LABELS) {
+            return Err(SetupError::Mismatch(format!(
+                "{}: `data.images.augment` mixes classes, which the objective does not learn\n  try: train.objective = \"classification\", or neither `mixup` nor `cutmix`",
+                origin.display()
+            )));
+        }
         let of_tokens = matches!(objective, Objective::NextToken | Objective::MaskedLm);
         if of_tokens && data.fields().iter().any(|field| field.name == LABELS && field.shape.is_empty()) {
             return Err(SetupError::Mismatch(format!(
                 "{}: `train.objective` guesses the tokens of a text, but the data has one label for each sample\n  try: remove it, or name the texts alone: data.text",
-                origin.display()
-            )));
-        }
-        if objective != Objective::Classification && data.fields().iter().any(|field| field.name == MIXED_LABELS) {
-            return Err(SetupError::Mismatch(format!(
-                "{}: `data.images.augment` mixes classes, which the objective does not learn\n  try: train.objective = \"classification\", or neither `mixup` nor `cutmix`",
                 origin.display()
             )));
         }
