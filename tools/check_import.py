@@ -60,11 +60,14 @@ def apart(found, wanted, seen=None):
     return ((found - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def of_transformers(folder, kind, config, inputs, seen=None, labels=None):
-    """The greatest differences: of results, and of the library's results from what Tenon wrote."""
+def of_transformers(folder, kind, config, inputs, seen=None, labels=None, unsaid=()):
+    """The greatest differences: of results, and of the library's results from what Tenon wrote. The keys `unsaid` are left
+    out of config.json."""
     config._attn_implementation = "eager"
     model = perturbed(kind(config))
     model.save_pretrained(folder / "in")
+    said = json.loads((folder / "in/config.json").read_text())
+    (folder / "in/config.json").write_text(json.dumps({key: value for key, value in said.items() if key not in unsaid}))
     given = inputs if labels is None else dict(inputs, labels=labels)
     with torch.no_grad():
         wanted = model(**given)
@@ -137,7 +140,7 @@ def decoder(rng, folder):
             rope_parameters=rotary(rng, context), **some(rng, 0.2, hidden_act=ACTIVATIONS),
         )  # fmt: skip
         if family.startswith("Qwen"):
-            sizes.update(some(rng, 0.4, use_sliding_window=[True]), sliding_window=5, max_window_layers=rng.choice([0, 1]))
+            sizes.update(some(rng, 0.4, use_sliding_window=[True]), sliding_window=5, max_window_layers=rng.choice([0, 1, 2]))
         if family == "Mixtral":
             sizes.update(head_dim=head)
         if family == "Llama":
@@ -145,7 +148,7 @@ def decoder(rng, folder):
         if family in ("Mistral", "Mixtral"):
             sizes.update(sliding_window=rng.choice([None, 5]))
         if family in ("Qwen3", "Qwen3Moe"):
-            sizes.update(head_dim=rng.choice([8, 12]))
+            sizes.update(head_dim=rng.choice([8, 12, 128]))
         if family == "Mixtral":
             sizes.update(num_local_experts=rng.choice([3, 5]), num_experts_per_tok=rng.choice([1, 2]))
         if family.endswith("Moe"):
@@ -165,7 +168,10 @@ def decoder(rng, folder):
     labels[torch.arange(len(seen)), seen.int().argmax(1)] = -100
     kind = getattr(hf, family + ("LMHeadModel" if family == "GPT2" else "ForCausalLM"))
     guessed = (labels[:, 1:] != -100).any()
-    return kind.__name__, of_transformers(folder, kind, config, inputs, seen, labels if guessed else None)
+    unsaid = [key for key in ["layer_types"] if rng.random() < 0.5]
+    if family == "Qwen3" and config.head_dim == 128:
+        unsaid.append("head_dim")
+    return kind.__name__, of_transformers(folder, kind, config, inputs, seen, labels if guessed else None, unsaid)
 
 
 def problem(rng, config, batch):

@@ -72,8 +72,7 @@ fn progress(event: Progress) {
 
 fn set_up(experiment: Experiment, origin: &Path, cache: &Path) -> Result<Setup, Failure> {
     let setup = Setup::open(experiment, origin, cache, &mut progress)?;
-    check_metrics(&setup.experiment.goal, setup.metrics())
-        .map_err(|e| Failure(format!("{}: {e}", origin.display())))?;
+    check_metrics(&setup.experiment, setup.metrics()).map_err(|e| Failure(format!("{}: {e}", origin.display())))?;
     Ok(setup)
 }
 
@@ -213,8 +212,7 @@ pub fn eval(args: &args::RunDir, stop: &AtomicBool) -> Outcome {
     let backend = backend(setup.experiment.train.threads)?;
     let job = Job { backend: &backend, folder: &folder, cache: &cache, stop };
     let (step, metrics) = run::evaluate(&setup, &job)?;
-    let all: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.6}")).collect();
-    line("eval", &format!("step {step}  {}", all.join("  ")));
+    line("eval", &format!("step {step}  {}", show::metrics(&metrics, 6)));
     Ok(0)
 }
 

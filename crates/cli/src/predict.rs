@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use tenon_data::{ImageSource, Tokenizer, encode_text, read_image};
+use tenon_data::{ImageSource, Tokenizer, encode_text, read_image, text_of};
 use tenon_graph::backend::Backend;
 use tenon_nn::forward::{NamedTensor, Values, forward};
 use tenon_nn::{HyperValue, Model, ModelError};
@@ -82,7 +82,7 @@ impl Classifier {
         match &self.reading {
             Reading::Text { tokenizer, most } => {
                 let bytes = fs::read(file).map_err(|e| wrong(&format!("cannot be read: {e}")))?;
-                let text = std::str::from_utf8(&bytes).map_err(|e| wrong(&format!("is not UTF-8: {e}")))?;
+                let text = text_of(&bytes).map_err(|e| wrong(&format!("is not UTF-8: {e}")))?;
                 let ids = encode_text(tokenizer, text, *most).map_err(|e| wrong(&e))?;
                 let filled = |value| vec![value; ids.len()];
                 let inputs = [

@@ -1,5 +1,7 @@
 //! Numbers, sizes and the plan as people read them.
 
+use std::collections::BTreeMap;
+
 use tenon::cpu::speed::{Rate, Speed, Unit};
 use tenon_graph::backend::{Allocation, Backend};
 use tenon_graph::op::Role;
@@ -17,6 +19,14 @@ pub fn count(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// The metrics of an evaluation.
+pub fn metrics(metrics: &BTreeMap<String, f64>, digits: usize) -> String {
+    match metrics.is_empty() {
+        true => "nothing is held out to measure on".to_owned(),
+        false => metrics.iter().map(|(name, value)| format!("{name} {value:.digits$}")).collect::<Vec<_>>().join("  "),
+    }
 }
 
 /// A size in the unit that suits it.

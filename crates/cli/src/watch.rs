@@ -126,8 +126,7 @@ impl Observer for Watch {
                 if let Some((name, value)) = shown {
                     self.metrics = format!("  {name} {value:.4}");
                 }
-                let all: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-                self.say("eval", &format!("step {step}  {}", all.join("  ")));
+                self.say("eval", &format!("step {step}  {}", show::metrics(metrics, 4)));
             }
             Event::Saved { .. } => {}
             Event::Sampled { text } => {

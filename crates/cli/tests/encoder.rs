@@ -211,6 +211,11 @@ fn class_weights_weigh_the_loss_as_pytorch_does() {
 #[test]
 fn tokens_are_guessed_and_the_model_goes_on_as_a_classifier() {
     let lab = lab("masked");
+    lab.write("unsaid.toml", MASKED.replace("objective = \"masked-lm\"\n", ""));
+    let refused = lab.tenon("plan unsaid.toml").expect(2).stderr;
+    let expected =
+        "a token sees those that follow it, so that it has nothing to guess\n  try: train.objective = \"masked-lm\"";
+    assert!(refused.contains(expected), "{refused}");
     let out = lab.tenon("run masked.toml").expect(0).stdout;
     assert!(out.contains("masked_accuracy ") && !out.contains("bits_per_byte"), "{out}");
     let source = open_model(&lab.path("runs/masked/export")).unwrap();
@@ -268,6 +273,8 @@ fn tokens_are_guessed_and_the_model_goes_on_as_a_classifier() {
         ("model.architecture=\"gpt2\"", "give one of the two"),
         ("model.from=\"nowhere\"", "nowhere"),
         ("model.width=64", "has only 128 of the "),
+        ("train.objective=\"masked-lm\"", "the data has one label for each sample\n  try: remove it"),
+        ("train.lora.rank=8", "`also_train` trains what it names as it is, such as a new head"),
         ("model.preset=\"small\"", "has no meaning with `from`"),
     ] {
         let refused = lab.tenon(&format!("plan tuned.toml --set {set}")).expect(2).stderr;

@@ -225,6 +225,12 @@ fn inputs_that_do_not_fit_are_explained_and_the_problem_of_config_json_chooses_t
     };
     let uneven = forward("bert", &[ints("attention_mask", &[1, 3]), ints("input_ids", &[1, 4])]).expect(2).stderr;
     assert!(uneven.contains("the tensor is [1, 4]\n  b is 1 in an input before it\n  t is 3 in"), "{uneven}");
+    let mut foreign = ints("input_ids", &[2, 3]);
+    foreign.values = Values::Int(vec![0, 1, 2, 3, 12, 4]);
+    let outside = forward("bert", &[foreign]).expect(2).stderr;
+    let expected = "input `input_ids` has 12 at [1, 1], but bert.embeddings.word_embeddings.weight of bert has 12 rows\n  \
+                    try: numbers from 0 to 11\n";
+    assert!(outside.ends_with(expected), "{outside}");
     let larger = forward("resnet", &[reals("pixel_values", &[1, 3, 40, 48])]).expect(2).stderr;
     assert!(larger.contains("`--set height=40 --set width=48`"), "{larger}");
 
@@ -265,4 +271,58 @@ fn words_may_be_guessed_with_a_table_of_their_own() {
         let names = tensors::read_header(&lab.path(&format!("{name}-out/model.safetensors"))).unwrap();
         assert!(names.iter().any(|entry| entry.name == own), "{name}");
     }
+}
+
+/// A change of the keys of a folder's `config.json`.
+fn with_config(lab: &Lab, folder: &str, change: &dyn Fn(&mut serde_json::Map<String, Json>)) {
+    let file = format!("{folder}/config.json");
+    let mut config: Json = serde_json::from_str(&std::fs::read_to_string(lab.path(&file)).unwrap()).unwrap();
+    change(config.as_object_mut().unwrap());
+    lab.write(&file, config.to_string());
+}
+
+#[test]
+fn qwen_3_has_heads_of_128_features_where_its_config_does_not_say() {
+    let lab = Lab::new("import-qwen3");
+    let int = HyperValue::Int;
+    let sizes = [("width", int(16)), ("heads", int(2)), ("layers", int(1)), ("hidden", int(8)), ("vocab", int(12))];
+    let before = made(&lab, "llama", "qwen", &[&sizes[..], &[("qk_norm", true.into()), ("head", int(128))]].concat());
+    with_config(&lab, "qwen", &|config| assert_eq!(config.remove("head_dim"), Some(json!(128))));
+    lab.tenon("import qwen --out out").expect(0);
+    same(&lab, "out", &before, &[]);
+    // Without a size of its own in the model there is none to write, and transformers would take 128.
+    made(&lab, "llama", "own", &[&sizes[..], &[("qk_norm", true.into())]].concat());
+    with_config(&lab, "own", &|config| assert_eq!(config.get("architectures"), None));
+}
+
+#[test]
+fn qwen_2_with_experts_has_its_window_in_every_second_layer() {
+    let lab = Lab::new("import-qwen2-moe");
+    let int = HyperValue::Int;
+    let sizes = [("width", int(16)), ("heads", int(2)), ("layers", int(4)), ("hidden", int(8)), ("vocab", int(12))];
+    let more = [("plain_hidden", int(8)), ("experts", int(2)), ("chosen", int(1)), ("window", int(2))];
+    let of_qwen_2 = [("qk_norm", false), ("qkv_bias", true), ("alternate", true), ("windowed", true)];
+    let of_qwen_2 = of_qwen_2.map(|(name, value)| (name, value.into()));
+    made(&lab, "qwen_moe", "moe", &[&sizes[..], &more, &of_qwen_2, &[("window_until", int(2))]].concat());
+    let ids = NamedTensor { name: "input_ids".into(), shape: vec![1, 6], values: Values::Int((0..6).collect()) };
+    tensors::write(&lab.path("in.safetensors"), &[ids]).unwrap();
+    let logits = |windows: Option<[bool; 4]>| {
+        with_config(&lab, "moe", &|config| {
+            assert_eq!(config["architectures"], json!(["Qwen2MoeForCausalLM"]));
+            let kind = |windowed| if windowed { "sliding_attention" } else { "full_attention" };
+            config.remove("layer_types");
+            config.extend(windows.map(|windows| ("layer_types".to_string(), json!(windows.map(kind)))));
+        });
+        lab.tenon("forward moe --inputs in.safetensors --outputs out.safetensors").expect(0);
+        let outputs = tensors::read(&lab.path("out.safetensors")).unwrap();
+        outputs.into_iter().find(|t| t.name == "logits").unwrap()
+    };
+    assert_eq!(logits(None), logits(Some([true, false, false, false])));
+    assert_ne!(logits(None), logits(Some([true, false, true, false])));
+
+    let name = "model.layers.0.mlp.experts.gate_up_proj".into();
+    let together = NamedTensor { name, shape: vec![2, 16, 16], values: Values::Float(vec![0.0; 512]) };
+    tensors::write(&lab.path("moe/model.safetensors"), &[together]).unwrap();
+    let refused = lab.tenon("import moe --out out").expect(2).stderr;
+    assert!(refused.contains("try: the experts' matrices are in one tensor"), "{refused}");
 }

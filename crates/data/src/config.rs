@@ -67,7 +67,7 @@ pub struct TextSource {
     /// File of JSON objects, one a line, plain or gzip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jsonl: Option<PathBuf>,
-    /// Folder with a folder for each class, in which every .txt, .text, .md and .rst file is a text.
+    /// Folder with a folder for each class, in which every .txt, .text, .md and .rst file is a text. Hidden files and folders (`.name`) are passed over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
     /// The column or key of the text; of a CSV also `first` and `last`.
@@ -203,7 +203,7 @@ pub struct ImageSource {
     /// Standard deviation of each channel, of pixels scaled to 0..1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub std: Option<Vec<f32>>,
-    /// Folder with one folder for each class, named after it: PNG, JPEG and WebP files, at any depth.
+    /// Folder with one folder for each class, named after it: PNG, JPEG and WebP files, at any depth. Hidden files and folders (`.name`) are passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
     /// `[height, width]` that the model sees of the images of a folder.

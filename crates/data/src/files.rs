@@ -7,9 +7,23 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 use tempfile::NamedTempFile;
 
-use crate::error::DataError;
+use crate::error::{DataError, Place};
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// How texts of UTF-16 begin, in both orders of bytes.
+const UTF_16: [[u8; 2]; 2] = [[0xff, 0xfe], [0xfe, 0xff]];
+/// How some programs begin texts of UTF-8. It is no part of the text.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// Whether the name of a file or folder begins with a dot.
+pub(crate) fn is_hidden(entry: &fs::DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().starts_with(b".")
+}
+
+/// The bytes of a text from its first character on.
+pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
+}
 
 /// Opens a file that must be a regular file.
 pub(crate) fn open_file(path: &Path) -> Result<File, DataError> {
@@ -38,6 +52,10 @@ pub(crate) fn open_contents(path: &Path) -> Result<Contents, DataError> {
     if start.starts_with(&GZIP_MAGIC) {
         let decoder = MultiGzDecoder::new(reader);
         return Ok(Contents { reader: Box::new(BufReader::with_capacity(1 << 16, decoder)), length: None });
+    }
+    if UTF_16.iter().any(|mark| start.starts_with(mark)) {
+        let hint = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW";
+        return Err(DataError::content(path, Place::Whole, "the file is UTF-16, not UTF-8", hint));
     }
     Ok(Contents { reader: Box::new(reader), length: Some(length) })
 }

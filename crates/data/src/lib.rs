@@ -28,7 +28,7 @@ pub use dataset::{
 pub use error::{DataError, Place};
 pub use images::augment::{Augment, Jitter, Mixing, RandAugment, ResizedCrop};
 pub use images::resize::Filter;
-pub use labelled::{LABEL_WEIGHTS, MIXED_LABEL_WEIGHTS, MIXED_LABELS, encode_text, read_image};
+pub use labelled::{LABEL_WEIGHTS, MIXED_LABEL_WEIGHTS, MIXED_LABELS, encode_text, read_image, text_of};
 pub use open::{Demands, Progress, open};
 pub use text::tokenizer::{END_OF_TEXT, UNKNOWN, load_tokenizer, save_tokenizer, tokenizer_to_json, vocabulary_size};
 pub use text::vocabulary::assemble_tokenizer;

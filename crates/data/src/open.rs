@@ -69,6 +69,10 @@ pub fn open(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Box<dyn Dataset>, DataError> {
     let mut dataset = open_source(config, base_dir, cache_dir, demands, progress)?;
+    if let [only] = &dataset.facts().class_names[..] {
+        let what = format!("all samples are of one class, `{only}`: there is nothing to tell apart");
+        return Err(DataError::setting("data", what, "check the column, the file or the folder that says the classes"));
+    }
     if let Some(weights) = &config.class_weights {
         dataset = Box::new(Weighted::new(dataset, weights)?);
     }

@@ -176,3 +176,49 @@ fn settings_that_make_no_sense() {
         assert!(error.contains(expected), "{keys}: {error}");
     }
 }
+
+#[test]
+fn what_other_systems_hide_in_folders_is_no_picture() {
+    let folder = animals();
+    for name in ["cat/._0.png", ".thumbnails/0.png", "dog/.trash/0.png"] {
+        folder.write(&format!("animals/{name}"), b"no picture");
+    }
+    let data = opened(&folder, PLAIN);
+    assert_eq!(data.facts().class_names, ["cat", "dog"]);
+    assert_eq!(data.facts().train.class_counts, [5, 6]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_folders_are_followed_but_not_in_a_circle() {
+    let folder = animals();
+    let at = |name: &str| folder.dir.path().join(name);
+    std::os::unix::fs::symlink("..", at("animals/cat/up")).unwrap();
+    std::os::unix::fs::symlink(".", at("animals/dog/more/again")).unwrap();
+    folder.write("elsewhere/6.png", &picture(60, ImageFormat::Png));
+    std::os::unix::fs::symlink(at("elsewhere"), at("animals/cat/linked")).unwrap();
+    assert_eq!(opened(&folder, PLAIN).facts().train.class_counts, [6, 6]);
+}
+
+#[test]
+fn one_class_is_refused() {
+    let folder = animals();
+    let error =
+        folder.open(&PLAIN.replace("\"animals\"", "\"animals/dog\""), None).err().expect("one class").to_string();
+    assert!(error.contains("all samples are of one class, `more`: there is nothing to tell apart"), "{error}");
+}
+
+#[test]
+fn of_a_long_strip_only_the_middle_is_made() {
+    let folder = animals();
+    let strip = RgbImage::from_fn(30_000, 1, |x, _| Rgb([if (14_998..15_002).contains(&x) { 200 } else { 10 }, 0, 0]));
+    let mut bytes = Cursor::new(Vec::new());
+    DynamicImage::ImageRgb8(strip).write_to(&mut bytes, ImageFormat::Png).unwrap();
+    folder.write("animals/dog/strip.png", &bytes.into_inner());
+    // The whole would be 4000 x 120,000,000 pixels.
+    let source = config("images = { folder = \"animals\", size = [4000, 4] }\n").images.unwrap();
+    let pixels = read_image(&source, [3, 4000, 4], &folder.dir.path().join("animals/dog/strip.png")).unwrap();
+    let (red, others) = pixels.split_at(4000 * 4);
+    assert!(red.iter().all(|x| *x == 200.0 / 255.0), "{:?}", &red[..8]);
+    assert!(others.iter().all(|x| *x == 0.0));
+}

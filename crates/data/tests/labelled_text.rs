@@ -275,3 +275,46 @@ fn masks_hide_a_seventh_of_the_tokens_in_the_same_places_every_time() {
     assert!(refused.contains("no token [MASK] or <mask>"), "{refused}");
     assert_eq!(config(plain).validation, None);
 }
+
+#[test]
+fn what_programs_put_before_a_text_is_no_part_of_it() {
+    let marked = |bytes: &[u8]| [b"\xef\xbb\xbf", bytes].concat();
+    let folder = Folder::new(&[
+        ("t.csv", &marked(b"words,kind\nhi,a\nyo,b\n")),
+        ("t.jsonl", &marked(b"{\"words\":\"hi\",\"kind\":\"a\"}\n{\"words\":\"yo\",\"kind\":\"b\"}\n")),
+        ("t/a/1.txt", &marked(b"hi")),
+        ("t/b/1.txt", b"yo"),
+        ("t/b/._1.txt", b"\xff\0"),
+        ("t/.cache/1.txt", b"ok"),
+    ]);
+    for source in [
+        "labelled_text = { csv = \"t.csv\", text = \"words\", label = \"kind\" }",
+        "labelled_text = { jsonl = \"t.jsonl\", text = \"words\", label = \"kind\" }",
+        "labelled_text = { folder = \"t\" }",
+    ] {
+        let mut found = texts(&*opened(&folder, source), Split::Train);
+        found.sort();
+        let found: Vec<(&str, i32)> = found.iter().map(|(text, _, label)| (text.as_str(), *label)).collect();
+        assert_eq!(found, [("[CLS]hi[SEP]", 0), ("[CLS]yo[SEP]", 1)], "{source}");
+    }
+}
+
+#[test]
+fn files_of_another_kind_are_told_from_damaged_ones() {
+    let wide: Vec<u8> = "\u{feff}words,kind\nhi,a\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let folder = Folder::new(&[
+        ("wide.csv", &wide),
+        ("list.jsonl", b"[{\"words\":\"hi\",\"kind\":\"a\"}]\n"),
+        ("one.csv", b"words,kind\nhi,a\nyo,a\n"),
+    ]);
+    for (source, part) in [
+        ("csv = \"wide.csv\"", "the file is UTF-16, not UTF-8"),
+        ("jsonl = \"wide.csv\"", "the file is UTF-16, not UTF-8"),
+        ("jsonl = \"list.jsonl\"", "no object: [{\"words\":\"hi\",\"kind\":\"a\"}]"),
+        ("csv = \"one.csv\"", "all samples are of one class, `a`"),
+    ] {
+        let toml = format!("labelled_text = {{ {source}, text = \"words\", label = \"kind\" }}\n");
+        let error = folder.open(&toml, None).err().expect(part).to_string();
+        assert!(error.contains(part), "{source}: {error}");
+    }
+}

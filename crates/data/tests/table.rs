@@ -82,9 +82,9 @@ fn headers_separators_and_quotes_are_understood() {
         rows.sort_by(|a, b| a[0].total_cmp(&b[0]));
         assert_eq!(rows, [[1.0, 2.0], [3.0, 4.0]], "{}", String::from_utf8_lossy(bytes));
     }
-    let folder = Folder::new(&[("t.csv", b"1,2,0\n3,4,1\n")]);
+    let folder = Folder::new(&[("t.csv", b"1,2,0\n3,4,1\n5,6,0\n")]);
     let data = opened(&folder, "table = { csv = \"t.csv\", label = \"last\", header = true }");
-    assert_eq!(data.len(Split::Train), 1);
+    assert_eq!(data.len(Split::Train), 2);
 }
 
 #[test]

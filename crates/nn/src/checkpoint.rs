@@ -34,6 +34,8 @@ pub struct CheckpointTable {
     pub tied: Vec<(String, String)>,
     /// Patterns of what files may hold and no model needs.
     pub ignored: Vec<String>,
+    /// Patterns of tensors that only files of a form that is not read have, and what to do with such a file.
+    pub unread: Vec<(String, String)>,
     /// Patterns of tensors in files, and the name of a whole number beside each that a library counts and no model needs: it is
     /// written as 0.
     pub counters: Vec<(String, String)>,
@@ -63,7 +65,10 @@ pub struct Variant {
     /// The `model_type`.
     pub model_type: String,
     /// The hyperparameters that make it.
-    pub values: Vec<(String, HyperValue)>,
+    pub values: HyperValues,
+    /// Hyperparameters where its `config.json` does not say them, if they are others than elsewhere. A model in which one of
+    /// them is nothing is not of this class: it could not be written.
+    pub assumes: HyperValues,
 }
 
 /// The names that a library's files give the tensors.
@@ -81,7 +86,7 @@ pub struct Names {
 /// The hyperparameter that chooses among [`CheckpointTable::names`].
 pub(crate) const NAMES: &str = "names";
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "prefix",
     "base",
     "names",
@@ -91,6 +96,7 @@ const KEYS: [&str; 17] = [
     "transposed",
     "tied",
     "ignored",
+    "unread",
     "counters",
     "variants",
     "config",
@@ -124,13 +130,14 @@ impl CheckpointTable {
                 }
                 "head" => table.head = strings(value).ok_or_else(|| wrong("a list of names"))?,
                 "variants" => {
-                    let form = "a dict from classes to pairs of a model type and a dict of hyperparameters";
+                    let form = "a dict from classes to a model type, a dict of hyperparameters, and maybe one of what is assumed";
                     table.variants = variants(value).ok_or_else(|| wrong(form))?;
                 }
                 "transposed" => table.transposed = strings(value).ok_or_else(|| wrong("a list of names"))?,
                 "ignored" => table.ignored = strings(value).ok_or_else(|| wrong("a list of names"))?,
                 "tied" => table.tied = pairs(value).ok_or_else(|| wrong("a dict from names to names"))?,
                 "counters" => table.counters = pairs(value).ok_or_else(|| wrong("a dict from patterns to patterns"))?,
+                "unread" => table.unread = pairs(value).ok_or_else(|| wrong("a dict from patterns to advice"))?,
                 "optional" => table.optional = strings(value).ok_or_else(|| wrong("a list of keys"))?,
                 "config" => table.config = lists(value).ok_or_else(|| wrong("a dict from keys to hyperparameters"))?,
                 "meanings" => {
@@ -166,6 +173,11 @@ impl CheckpointTable {
     /// Whether files may hold this name though no model needs it.
     pub fn is_ignored(&self, name: &str) -> bool {
         self.ignored.iter().any(|pattern| matches(pattern, name))
+    }
+
+    /// What to do with a file that has a tensor of this name, if its form is not read.
+    pub fn advice_on(&self, name: &str) -> Option<&str> {
+        self.unread.iter().find(|(pattern, _)| matches(pattern, name)).map(|(_, advice)| advice.as_str())
     }
 
     /// Whether the parameter belongs to the head.
@@ -306,9 +318,13 @@ fn libraries(value: Value<'_>) -> Option<Vec<Names>> {
 
 fn variants(value: Value<'_>) -> Option<Vec<Variant>> {
     let variant = |(class, value): (Value<'_>, Value<'_>)| {
-        let [model_type, values] = TupleRef::from_value(value)?.content() else { return None };
+        let (model_type, values, assumes) = match *TupleRef::from_value(value)?.content() {
+            [model_type, values] => (model_type, values, HyperValues::new()),
+            [model_type, values, assumes] => (model_type, values, HyperValue::pairs(assumes)?),
+            _ => return None,
+        };
         let (class, model_type) = (class.unpack_str()?.to_string(), model_type.unpack_str()?.to_string());
-        Some(Variant { class, model_type, values: HyperValue::pairs(*values)? })
+        Some(Variant { class, model_type, values: HyperValue::pairs(values)?, assumes })
     };
     DictRef::from_value(value)?.iter().map(variant).collect()
 }

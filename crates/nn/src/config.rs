@@ -195,9 +195,10 @@ fn from_config(
         }
     }
     // What the file says stands before what its class implies, and what was asked for before both.
-    let implied = variant(architecture, path, config, set)?.map(|variant| variant.values.clone()).unwrap_or_default();
+    let variant = variant(architecture, path, config, set)?;
+    let implied = variant.into_iter().flat_map(|variant| variant.assumes.iter().chain(&variant.values).cloned());
     let read = read.into_iter().map(|(name, value, _)| (name.to_string(), value));
-    for (name, value) in implied.into_iter().chain(read).chain(set.iter().cloned()) {
+    for (name, value) in implied.chain(read).chain(set.iter().cloned()) {
         values.retain(|(other, _)| *other != name);
         values.push((name, value));
     }
@@ -319,7 +320,11 @@ pub(crate) fn config_keys(model: &Model) -> (Map<String, Json>, Vec<(&'static st
     let table = &model.architecture.checkpoint;
     let mut keys = Map::new();
     let own = |name: &str| model.hyperparameter(name);
-    let variant = table.variants.iter().find(|v| v.values.iter().all(|(name, value)| own(name) == Some(value)));
+    let fits = |v: &&Variant| {
+        let said = v.assumes.iter().all(|(name, _)| own(name) != Some(&HyperValue::None));
+        said && v.values.iter().all(|(name, value)| own(name) == Some(value))
+    };
+    let variant = table.variants.iter().find(fits);
     // Where no class of transformers is the model, its keys would lead others to build one that is not.
     if table.config.is_empty() || variant.is_none() && !table.variants.is_empty() {
         keys.insert("model_type".into(), model.architecture.name.as_str().into());

@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use tenon_graph::backend::{Backend, BackendError, Session};
 use tenon_graph::dim::Bindings;
+use tenon_graph::op::{Gather, Op};
 use tenon_graph::passes::mode::for_evaluation;
 use tenon_graph::passes::pipeline::{Options, compile};
 use tenon_graph::types::DType;
@@ -99,6 +100,7 @@ pub fn forward<V: AsRef<[f32]>>(
     let mut session = backend.session(vec![program.clone()]).map_err(ModelError::from)?;
     set_variables(&mut *session, model, values);
     for tensor in inputs {
+        check_ids(model, tensor)?;
         if let Some(buffer) = session.input_mut(&tensor.name) {
             write(model, tensor, buffer)?;
         }
@@ -177,6 +179,28 @@ fn bind(model: &Model, inputs: &[NamedTensor]) -> Result<Bindings, ModelError> {
         }
     }
     Ok(bindings)
+}
+
+/// Whole numbers that choose rows of a table must be among them.
+fn check_ids(model: &Model, tensor: &NamedTensor) -> Result<(), ModelError> {
+    let (graph, Values::Int(ids)) = (&model.graph, &tensor.values) else { return Ok(()) };
+    let input = graph.input(&tensor.name);
+    for data in graph.nodes().map(|node| graph.node(node)) {
+        let (Op::Gather(Gather::Rows), [table, chosen]) = (&data.op, &data.inputs[..]) else { continue };
+        let Some(rows) = graph.ty(*table).shape[0].as_const().filter(|_| Some(*chosen) == input) else { continue };
+        let Some(place) = ids.iter().position(|id| usize::try_from(*id).map_or(true, |id| id >= rows)) else {
+            continue;
+        };
+        let (mut at, mut rest) = (vec![0; tensor.shape.len()], place);
+        for (index, size) in at.iter_mut().zip(&tensor.shape).rev() {
+            (*index, rest) = (rest % size, rest / size);
+        }
+        let named = graph.inputs().find(|(value, ..)| value == table).map_or("its table", |(_, name, ..)| &**name);
+        let message =
+            format!("input `{}` has {} at {at:?}, but {named} of {model} has {rows} rows", tensor.name, ids[place]);
+        return Err(ModelError::new(message).help(format!("numbers from 0 to {}", rows as i64 - 1)));
+    }
+    Ok(())
 }
 
 /// Writes a tensor into the buffer of an input.

@@ -97,7 +97,9 @@ pub fn lora(
     }
     if let Some(small) = targets.iter().find(|p| p.shape.iter().any(|size| *size < rank)) {
         let message = format!("a rank of {rank} is more than {} {:?} has", small.name, small.shape);
-        return Err(ModelError::new(message).help("a lower rank, or other targets"));
+        return Err(ModelError::new(message).help(
+            "a lower rank, or targets without it; `also_train` trains what it names as it is, such as a new head",
+        ));
     }
     let scale = alpha / rank as f64;
     let mut adapters = Vec::new();

@@ -121,7 +121,9 @@ fn read(path: &Path, model: &Model, new_head: bool) -> Result<Vec<Option<Vec<f32
         let mut error = ModelError::new(message);
         let only_head = headless && mismatched.is_empty() && superfluous.is_empty();
         error.notes = [missing, mismatched, superfluous].into_iter().flat_map(shorten).collect();
+        let advice = checkpoint.tensors.keys().find_map(|name| table.advice_on(name));
         return Err(error.help(match only_head {
+            _ if advice.is_some() => advice.unwrap_or_default(),
             true => "the head is not in it, and starts anew where a hyperparameter is set, such as `--set head=none`",
             false => "check the architecture and its hyperparameters against the checkpoint's config.json",
         }));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::experiment::{Bound, nearest};
+use crate::experiment::{Bound, EarlyStop, Experiment, Train, nearest};
 
 /// Which values of a metric are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,18 +154,24 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Checks before a run that every goal names a metric that its evaluations will have.
+/// Checks before a run that goals, `keep_best` and `early_stop` name metrics that its evaluations will have.
 ///
 /// # Errors
-/// The first goal without its metric, with what there is.
-pub fn check_metrics(goals: &BTreeMap<String, Bound>, evaluated: &[&str]) -> Result<(), String> {
-    match goals.keys().find(|metric| !evaluated.contains(&metric.as_str())) {
+/// The first name without its metric, with what there is.
+pub fn check_metrics(experiment: &Experiment, evaluated: &[&str]) -> Result<(), String> {
+    let Train { keep_best, early_stop, .. } = &experiment.train;
+    let goals = experiment.goal.keys().map(|metric| (format!("`goal.{metric}`"), metric));
+    let kept = keep_best.iter().map(|metric| (format!("`train.keep_best` is \"{metric}\""), metric));
+    let stops = early_stop
+        .iter()
+        .map(|EarlyStop { metric, .. }| (format!("`train.early_stop.metric` is \"{metric}\""), metric));
+    match goals.chain(kept).chain(stops).find(|(_, metric)| !evaluated.contains(&metric.as_str())) {
         None => Ok(()),
-        Some(metric) => {
+        Some((place, metric)) => {
             let hint = nearest(metric, evaluated.iter().copied());
             let hint = hint.map_or(String::new(), |found| format!(": did you mean `{found}`?"));
             let there = evaluated.join(", ");
-            Err(format!("`goal.{metric}`: evaluations of this experiment have {there}{hint}"))
+            Err(format!("{place}: evaluations of this experiment have {there}{hint}"))
         }
     }
 }

@@ -280,6 +280,13 @@ impl Setup {
                 origin.display()
             )));
         }
+        let of_tokens = matches!(objective, Objective::NextToken | Objective::MaskedLm);
+        if of_tokens && data.fields().iter().any(|field| field.name == LABELS && field.shape.is_empty()) {
+            return Err(SetupError::Mismatch(format!(
+                "{}: `train.objective` guesses the tokens of a text, but the data has one label for each sample\n  try: remove it, or name the texts alone: data.text",
+                origin.display()
+            )));
+        }
         let samples = data.len(Split::Train);
         if samples == 0 {
             let message = format!("{}: the data has no sample to train on", origin.display());
@@ -375,7 +382,14 @@ fn objective_of(model: &Model, data: &dyn Dataset) -> Result<Objective, SetupErr
     match (labels, predictions) {
         (Some(labels), Some((_, value))) => Ok(match labels.element {
             ElementType::F32 => Objective::Regression,
-            ElementType::I32 => usual(model.graph.ty(*value).shape.rank()),
+            ElementType::I32 => match usual(model.graph.ty(*value).shape.rank()) {
+                Objective::NextToken if !model.is_causal() => {
+                    return Err(SetupError::Mismatch(format!(
+                        "in {model} a token sees those that follow it, so that it has nothing to guess\n  try: train.objective = \"masked-lm\", or a model whose attention is causal"
+                    )));
+                }
+                usual => usual,
+            },
         }),
         _ => Err(SetupError::Mismatch(format!("what {model} should learn does not follow: set `train.objective`"))),
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use tenon_train::experiment::{Bound, Hyperparameter, Search, StopPoor, Tune};
+use tenon_train::experiment::{Bound, Experiment, Hyperparameter, Search, StopPoor, Tune};
 use tenon_train::goal::{Better, Verdict, check_metrics};
 use tenon_train::tune::{Status, Trial, best, is_poor, sample};
 
@@ -34,13 +34,24 @@ fn a_verdict_says_by_how_much() {
 }
 
 #[test]
-fn goals_must_name_metrics_that_are_evaluated() {
-    let goals = BTreeMap::from([("bits_per_bite".to_owned(), Bound::AtMost(2.0))]);
-    assert_eq!(
-        check_metrics(&goals, &["val_loss", "bits_per_byte"]).unwrap_err(),
-        "`goal.bits_per_bite`: evaluations of this experiment have val_loss, bits_per_byte: did you mean `bits_per_byte`?"
-    );
-    assert_eq!(check_metrics(&goals, &["bits_per_bite"]), Ok(()));
+fn what_names_a_metric_must_name_one_that_is_evaluated() {
+    let naming = |more: &str| {
+        let text = format!("data.text = \"a.txt\"\nmodel.architecture = \"gpt2\"\ntrain.steps = 4\n{more}\n");
+        Experiment::parse(&text, "a.toml", &[]).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let there = ["val_loss", "bits_per_byte"];
+    for (key, place) in [
+        ("goal.bits_per_bite = { at_most = 2.0 }", "`goal.bits_per_bite`"),
+        ("train.keep_best = \"bits_per_bite\"", "`train.keep_best` is \"bits_per_bite\""),
+        (
+            "train.early_stop = { metric = \"bits_per_bite\", patience = 2 }",
+            "`train.early_stop.metric` is \"bits_per_bite\"",
+        ),
+    ] {
+        let have = "evaluations of this experiment have val_loss, bits_per_byte: did you mean `bits_per_byte`?";
+        assert_eq!(check_metrics(&naming(key), &there).unwrap_err(), format!("{place}: {have}"));
+        assert_eq!(check_metrics(&naming(key), &["bits_per_bite"]), Ok(()));
+    }
 }
 
 #[test]

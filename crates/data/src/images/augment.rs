@@ -130,7 +130,9 @@ impl Augment {
         if let Some(Jitter { brightness, contrast, saturation, hue }) = self.jitter {
             let shares = [brightness, contrast, saturation].iter().all(|x| (0.0..=1.0).contains(x));
             if !shares || !(0.0..=0.5).contains(&hue) {
-                let what = format!("{:?} is out of range: 0 to 1, and 0 to 0.5 for the hue", self.jitter);
+                let given =
+                    format!("brightness = {brightness}, contrast = {contrast}, saturation = {saturation}, hue = {hue}");
+                let what = format!("{given}: each is 0 to 1, and the hue 0 to 0.5");
                 return wrong(
                     "jitter",
                     what,

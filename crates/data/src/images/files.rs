@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::picture::Picture;
 use crate::error::{DataError, Place};
+use crate::files::is_hidden;
 
 /// Endings of image files.
 const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
@@ -23,9 +24,8 @@ pub(crate) fn class_names(root: &Path) -> Result<Vec<String>, DataError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(root).map_err(DataError::io("read the folder", root))? {
         let entry = entry.map_err(DataError::io("read the folder", root))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if entry.path().is_dir() && !name.starts_with('.') {
-            names.push(name);
+        if entry.path().is_dir() && !is_hidden(&entry) {
+            names.push(entry.file_name().to_string_lossy().into_owned());
         }
     }
     names.sort();
@@ -47,7 +47,7 @@ pub(crate) fn list(root: &Path, names: &[String]) -> Result<Listing, DataError> 
         let mut files = Vec::new();
         let folder = root.join(name);
         if folder.is_dir() {
-            gather(&folder, &mut files)?;
+            gather(&folder, &mut vec![real(root)?], &mut files)?;
         }
         files.sort();
         listing.classes.resize(listing.classes.len() + files.len(), class as u32);
@@ -64,17 +64,33 @@ pub(crate) fn list(root: &Path, names: &[String]) -> Result<Listing, DataError> 
     Ok(listing)
 }
 
-fn gather(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+/// Links to folders are followed, but not to one of the folders `above`: they would lead in a circle. What is hidden is not
+/// the user's: other systems put files of their own, with the same endings, beside those that are copied.
+fn gather(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+    let own = real(folder)?;
+    if above.contains(&own) {
+        return Ok(());
+    }
+    above.push(own);
     for entry in fs::read_dir(folder).map_err(DataError::io("read the folder", folder))? {
-        let path = entry.map_err(DataError::io("read the folder", folder))?.path();
+        let entry = entry.map_err(DataError::io("read the folder", folder))?;
+        let path = entry.path();
         let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-        if path.is_dir() {
-            gather(&path, files)?;
+        if is_hidden(&entry) {
+            continue;
+        } else if path.is_dir() {
+            gather(&path, above, files)?;
         } else if ENDINGS.contains(&ending.as_str()) {
             files.push(path);
         }
     }
+    above.pop();
     Ok(())
+}
+
+/// The folder without links on the way to it.
+fn real(folder: &Path) -> Result<PathBuf, DataError> {
+    fs::canonicalize(folder).map_err(DataError::io("read the folder", folder))
 }
 
 /// Reads and decodes a file.

@@ -28,7 +28,7 @@ impl Picture {
     }
 
     /// Decodes the bytes of a PNG, JPEG or WebP file to 1 channel (luma) or 3 (RGB). What is transparent shows its colour,
-    /// as with Pillow's `convert`.
+    /// as with Pillow's `convert`; 16 bits are scaled to 8, where that cuts them off at 255.
     pub fn decode(path: &Path, bytes: &[u8], channels: usize) -> Result<Picture, DataError> {
         let damaged = |why: String| {
             DataError::content(

@@ -1,5 +1,7 @@
 //! Resizing with Pillow's numbers: filters that widen where a picture shrinks, in 22-bit fixed point, rows first.
 
+use std::ops::Range;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -44,9 +46,36 @@ impl Filter {
     }
 }
 
+/// Places of one side of a resized picture.
+struct Part {
+    /// The length of the whole side.
+    whole: usize,
+    wanted: Range<usize>,
+}
+
+impl Part {
+    fn all(whole: usize) -> Part {
+        Part { whole, wanted: 0..whole }
+    }
+
+    /// `length` places in the middle.
+    fn middle(whole: usize, length: usize) -> Part {
+        let start = ((whole as f64 - length as f64) / 2.0).round_ties_even() as usize;
+        Part { whole, wanted: start..start + length }
+    }
+
+    /// Whether the side of this length stays as it is.
+    fn is_all_of(&self, length: usize) -> bool {
+        self.whole == length && self.wanted == (0..length)
+    }
+}
+
 /// For each place of the result: the first place that it sees, and the weights from there on.
-fn weights(filter: Filter, from: usize, to: usize) -> Vec<(usize, Vec<i32>)> {
-    let scale = from as f64 / to as f64;
+fn weights(filter: Filter, from: usize, to: &Part) -> Vec<(usize, Vec<i32>)> {
+    if to.whole == from {
+        return to.wanted.clone().map(|place| (place, vec![1 << PRECISION])).collect();
+    }
+    let scale = from as f64 / to.whole as f64;
     let widened = scale.max(1.0);
     let support = filter.support() * widened;
     let of = |place: usize| {
@@ -58,7 +87,7 @@ fn weights(filter: Filter, from: usize, to: usize) -> Vec<(usize, Vec<i32>)> {
         let fixed = raw.iter().map(|w| (w / sum * f64::from(1 << PRECISION)).round() as i32).collect();
         (first, fixed)
     };
-    (0..to).map(of).collect()
+    to.wanted.clone().map(of).collect()
 }
 
 fn weighed(pixels: impl Iterator<Item = u8>, weights: &[i32]) -> u8 {
@@ -68,12 +97,18 @@ fn weighed(pixels: impl Iterator<Item = u8>, weights: &[i32]) -> u8 {
 
 /// The picture in another size.
 pub(crate) fn resize(picture: &Picture, height: usize, width: usize, filter: Filter) -> Picture {
+    resized(picture, Part::all(height), Part::all(width), filter)
+}
+
+/// A part of the picture in another size: of a long strip that grows, the whole would not fit in any memory.
+fn resized(picture: &Picture, rows: Part, columns: Part, filter: Filter) -> Picture {
     let c = picture.channels;
-    let narrow = if width == picture.width {
+    let (height, width) = (rows.wanted.len(), columns.wanted.len());
+    let narrow = if columns.is_all_of(picture.width) {
         None
     } else {
         let mut out = Picture::black(picture.height, width, c);
-        let weights = weights(filter, picture.width, width);
+        let weights = weights(filter, picture.width, &columns);
         let rows = picture.bytes.chunks_exact(picture.width * c);
         for (to, from) in out.bytes.chunks_exact_mut(width * c).zip(rows) {
             for (pixel, (first, weights)) in to.chunks_exact_mut(c).zip(&weights) {
@@ -85,11 +120,11 @@ pub(crate) fn resize(picture: &Picture, height: usize, width: usize, filter: Fil
         Some(out)
     };
     let picture = narrow.as_ref().unwrap_or(picture);
-    if height == picture.height {
+    if rows.is_all_of(picture.height) {
         return picture.clone();
     }
     let mut out = Picture::black(height, width, c);
-    let weights = weights(filter, picture.height, height);
+    let weights = weights(filter, picture.height, &rows);
     let row = width * c;
     for (to, (first, weights)) in out.bytes.chunks_exact_mut(row).zip(&weights) {
         for (at, value) in to.iter_mut().enumerate() {
@@ -105,7 +140,5 @@ pub(crate) fn center(picture: &Picture, height: usize, width: usize, share: f64,
     let scale = (tall / picture.height as f64).max(wide / picture.width as f64);
     let scaled = |n: usize, least: f64| ((n as f64 * scale).floor().max(least)) as usize;
     let (full_height, full_width) = (scaled(picture.height, tall), scaled(picture.width, wide));
-    let resized = resize(picture, full_height, full_width, filter);
-    let middle = |full: usize, part: usize| ((full as f64 - part as f64) / 2.0).round_ties_even() as isize;
-    resized.crop(middle(full_height, height), middle(full_width, width), height, width)
+    resized(picture, Part::middle(full_height, height), Part::middle(full_width, width), filter)
 }

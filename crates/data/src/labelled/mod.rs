@@ -22,6 +22,7 @@ use self::split::Rows;
 pub(crate) use self::table::open_table;
 pub use self::text_set::encode_text;
 pub(crate) use self::text_set::open_labelled_texts;
+pub use self::texts::text_of;
 pub use self::weights::LABEL_WEIGHTS;
 pub(crate) use self::weights::Weighted;
 use crate::dataset::{Dataset, ElementType, Facts, Field, Split, SplitFacts};
@@ -146,15 +147,20 @@ fn class_split_facts(rows: &[u32], labels: &Labels) -> SplitFacts {
 fn class_notes(facts: &Facts) -> Vec<String> {
     let splits = [Split::Train, Split::Validation];
     let lacking = splits.into_iter().filter_map(|split| {
+        const SHOWN: usize = 8;
         let facts_of = facts.split(split);
-        let empty = facts_of.class_counts.iter().filter(|&&n| n == 0).count();
-        (empty > 0 && facts_of.samples > 0).then(|| {
-            format!(
-                "{empty} of {} classes have no sample in the {} part; if the file is sorted by class, hold out \
-                 with {{ stratified = 0.2 }}",
-                facts_of.class_counts.len(),
-                split.name()
-            )
+        let classes = facts_of.class_counts.len();
+        let empty: Vec<usize> = (0..classes).filter(|&class| facts_of.class_counts[class] == 0).collect();
+        (!empty.is_empty() && facts_of.samples > 0).then(|| {
+            let more = if empty.len() > SHOWN { ", ..." } else { "" };
+            let names: Vec<&str> = empty.iter().take(SHOWN).map(|&class| facts.class_names[class].as_str()).collect();
+            let (count, part, names) = (empty.len(), split.name(), names.join(", "));
+            let elsewhere = |class: &usize| splits.iter().any(|s| facts.split(*s).class_counts.get(*class) > Some(&0));
+            let hint = match empty.iter().any(elsewhere) {
+                true => "; if the file is sorted by class, hold out with { stratified = 0.2 }",
+                false => "",
+            };
+            format!("{count} of {classes} classes have no sample in the {part} part: {names}{more}{hint}")
         })
     });
     lacking.collect()

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::str::Utf8Error;
 
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use super::csv::{CsvFile, RowAt, shown};
 use super::labels::{LabelCells, Labels, WholeNumbers};
 use crate::config::{Paths, TextSource, Validation};
 use crate::error::{DataError, Place};
-use crate::files::open_contents;
+use crate::files::{is_hidden, open_contents, without_mark};
 use crate::open::Progress;
 use crate::text::source::list_files;
 
@@ -150,6 +151,14 @@ fn read_csv(
     })
 }
 
+/// The text in the bytes of a file.
+///
+/// # Errors
+/// It is not UTF-8.
+pub fn text_of(bytes: &[u8]) -> Result<&str, Utf8Error> {
+    std::str::from_utf8(without_mark(bytes))
+}
+
 fn not_utf8(path: &Path, at: Place, what: &str, bytes: &[u8]) -> DataError {
     let message = format!("{what} is not UTF-8: `{}`", shown(bytes));
     DataError::content(path, at, message, "convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW")
@@ -177,15 +186,16 @@ fn read_jsonl(
             continue;
         }
         let wrong = |what: String, hint: &str| DataError::content(path, Place::Line(line), what, hint);
-        let object: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            wrong(
-                format!("not JSON: {error}"),
-                "each line is an object such as {\"text\": \"...\", \"label\": \"...\"}",
-            )
-        })?;
+        let form = "each line is an object such as {\"text\": \"...\", \"label\": \"...\"}";
+        let own = if line == 1 { without_mark(&bytes) } else { &bytes };
+        let object = match serde_json::from_slice(own) {
+            Ok(Value::Object(object)) => object,
+            Ok(other) => return Err(wrong(format!("no object: {}", shown(other.to_string().as_bytes())), form)),
+            Err(error) => return Err(wrong(format!("not JSON: {error}"), form)),
+        };
         let value = |key: &str| {
             object.get(key).ok_or_else(|| {
-                let keys: Vec<&str> = object.as_object().into_iter().flatten().map(|(k, _)| k.as_str()).collect();
+                let keys: Vec<&str> = object.keys().map(String::as_str).collect();
                 wrong(format!("no key `{key}`; the line has {}", keys.join(", ")), "give every line the same keys")
             })
         };
@@ -211,9 +221,9 @@ fn read_jsonl(
 fn read_folder(folder: &Path, rows: &mut Reading, progress: &mut dyn FnMut(Progress)) -> Result<usize, DataError> {
     let mut classes: Vec<PathBuf> = Vec::new();
     for entry in fs::read_dir(folder).map_err(DataError::io("list", folder))? {
-        let path = entry.map_err(DataError::io("list", folder))?.path();
-        if path.is_dir() {
-            classes.push(path);
+        let entry = entry.map_err(DataError::io("list", folder))?;
+        if entry.path().is_dir() && !is_hidden(&entry) {
+            classes.push(entry.path());
         }
     }
     classes.sort();
@@ -229,11 +239,11 @@ fn read_folder(folder: &Path, rows: &mut Reading, progress: &mut dyn FnMut(Progr
         let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
         for file in list_files("data.labelled_text.folder", &Paths::One(class), Path::new(""))? {
             let bytes = fs::read(&file).map_err(DataError::io("read", &file))?;
-            let text = String::from_utf8(bytes).map_err(|error| {
-                let at = error.utf8_error().valid_up_to();
-                not_utf8(&file, Place::Byte(at as u64), "the text", &error.as_bytes()[at..])
+            let text = text_of(&bytes).map_err(|error| {
+                let at = error.valid_up_to();
+                not_utf8(&file, Place::Byte(at as u64), "the text", &without_mark(&bytes)[at..])
             })?;
-            rows.push(&file, RowAt::new(0, 1), (text, None), name.as_bytes())?;
+            rows.push(&file, RowAt::new(0, 1), (text.to_owned(), None), name.as_bytes())?;
             if rows.samples.len().is_multiple_of(1024) {
                 progress(Progress::Reading { samples: rows.samples.len() as u64 });
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{Paths, Validation};
 use crate::dataset::Split;
 use crate::error::{DataError, Place};
-use crate::files::open_file;
+use crate::files::{is_hidden, open_file};
 use crate::open::Progress;
 
 /// Extensions of the files that are taken from a folder.
@@ -151,13 +151,15 @@ pub(crate) fn list_files(key: &str, paths: &Paths, base_dir: &Path) -> Result<Ve
     Ok(files)
 }
 
-/// Links to folders are not followed: they may lead in a circle.
+/// Links to folders are not followed: they may lead in a circle. What is hidden is not the user's.
 fn list_folder(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
     for entry in fs::read_dir(folder).map_err(DataError::io("list", folder))? {
         let entry = entry.map_err(DataError::io("list", folder))?;
         let path = entry.path();
         let kind = entry.file_type().map_err(DataError::io("list", &path))?;
-        if kind.is_dir() {
+        if is_hidden(&entry) {
+            continue;
+        } else if kind.is_dir() {
             list_folder(&path, files)?;
         } else if path
             .extension()
