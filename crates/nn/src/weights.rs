@@ -124,7 +124,7 @@ fn read(path: &Path, model: &Model, new_head: bool) -> Result<Vec<Option<Vec<f32
         let advice = checkpoint.tensors.keys().find_map(|name| table.advice_on(name));
         return Err(error.help(match only_head {
             _ if advice.is_some() => advice.unwrap_or_default(),
-            true => "the head is not in it, and starts anew where a hyperparameter is set, such as `--set head=none`",
+            true => "the file has no head: one starts anew where a hyperparameter is set, such as `--set classes=2`; `--set head=none` builds none",
             false => "check the architecture and its hyperparameters against the checkpoint's config.json",
         }));
     }

@@ -120,6 +120,7 @@ fn pointwise_strided_wide_and_empty_ones() {
         (1, vec![6, 7], vec![window(3, 1, 1, 1); 2], 402, 66),
         (3, vec![13, 14], vec![window(3, 2, 1, 1); 2], 34, 260),
         (2, vec![15, 13], vec![window(2, 1, 1, 0), window(3, 1, 2, 0)], 6, 130),
+        (1, vec![300], vec![window(451, 1, 225, 225)], 8, 6),
         // Several blocks of the weight gradient: whole maps, rows of a map, pieces of a row.
         (20, vec![7, 7], vec![window(3, 1, 1, 1); 2], 18, 70),
         (1, vec![40, 31], vec![window(3, 1, 1, 1); 2], 5, 8),

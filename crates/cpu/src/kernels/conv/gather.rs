@@ -12,6 +12,8 @@ use std::ops::Range;
 
 /// Rows of a task at most: what they read stays in the second-level cache, beside a panel of weights.
 const TASK_ROWS: usize = 192;
+/// Bytes of the pointers of a task, about: windows of many elements have fewer rows.
+const POINTERS: usize = 128 * 1024;
 /// Tasks that there are at least, where the sizes allow it.
 const TASKS: usize = 16;
 /// Lanes of a run at least. Following pointers to shorter ones takes longer than copying them next to each other.
@@ -61,9 +63,15 @@ impl Gather {
         unsafe { pack_panels(cpu, &self.weights, layout, weights, to) };
     }
 
+    /// Rows of a task at most: whole tiles.
+    fn task_rows(&self) -> usize {
+        let rows = POINTERS / (size_of::<*const u32>() * self.taps);
+        (rows / ROWS * ROWS).clamp(4 * ROWS, TASK_ROWS)
+    }
+
     /// Rows and columns of a task, where there are `rows` in all, and `groups` of weights.
     pub(super) fn cut(&self, rows: usize, groups: usize) -> [usize; 2] {
-        let each = rows.div_ceil(rows.div_ceil(TASK_ROWS).max(1)).next_multiple_of(ROWS).max(ROWS);
+        let each = rows.div_ceil(rows.div_ceil(self.task_rows()).max(1)).next_multiple_of(ROWS).max(ROWS);
         let others = rows.div_ceil(each) * groups;
         let panels = self.weights.panels();
         let parts = TASKS.div_ceil(others.max(1)).min(panels);
@@ -72,12 +80,12 @@ impl Gather {
 
     fn sums(&self) -> usize {
         let needed = self.result == Float::Bf16 && self.weights.k.count() > 1;
-        if needed { TASK_ROWS * self.weights.panel } else { 0 }
+        if needed { self.task_rows() * self.weights.panel } else { 0 }
     }
 
     /// Bytes of a worker's scratch.
     pub(super) fn scratch(&self) -> usize {
-        piece::<*const u32>(TASK_ROWS * self.taps)
+        piece::<*const u32>(self.task_rows() * self.taps)
             + piece::<u32>(self.weights.lane.count(self.run))
             + piece::<f32>(self.sums())
     }
@@ -88,7 +96,7 @@ impl Gather {
     /// The pieces have [`Gather::scratch`] bytes, and `m` rows are those of a task.
     pub(super) unsafe fn rows(&self, pieces: &mut Pieces, m: usize) -> Rows {
         let lanes = self.weights.lane.count(self.run);
-        let (runs, zeros) = (pieces.take(TASK_ROWS * self.taps), pieces.take::<u32>(lanes));
+        let (runs, zeros) = (pieces.take(self.task_rows() * self.taps), pieces.take::<u32>(lanes));
         // SAFETY: there is room for them.
         unsafe { std::ptr::write_bytes(zeros, 0, lanes) };
         Rows { runs, zeros, sums: pieces.take(self.sums()), taps: self.taps, m }

@@ -4,6 +4,7 @@
 use super::gather::Gather;
 use super::reads::{Reads, copy_run, lines};
 use super::{Convolution, float};
+use crate::gemm::micro::ROWS;
 use crate::gemm::{Float, GemmSpec, Layout, gemm, gemm_scratch_bytes, pack_b, packed_bytes};
 use crate::isa::{Cpu, Isa};
 use crate::kernels::view::{Pieces, Pointer, Scratch, piece};
@@ -86,7 +87,7 @@ impl Product {
         match &self.gather {
             Some(gather) => gather.cut(rows, groups),
             // Whole register tiles.
-            None => [(BLOCK / self.row_bytes().max(1) / 6 * 6).clamp(24, 192), self.columns],
+            None => [(BLOCK / self.row_bytes().max(1) / ROWS * ROWS).clamp(4 * ROWS, 32 * ROWS), self.columns],
         }
     }
 
