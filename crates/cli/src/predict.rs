@@ -40,7 +40,7 @@ impl Classifier {
         let classes = read_origin(result).map_err(|e| foreign(&e))?.classes;
         let model = open_model(run)?;
         let reading = match (experiment.data.labelled_text, experiment.data.images) {
-            (Some(source), _) if source.pair.is_none() => {
+            (Some(source), _) if source.pair.is_none() && !classes.is_empty() => {
                 let context = match model.model.hyperparameter("context") {
                     Some(HyperValue::Int(n)) => usize::try_from(*n).ok(),
                     _ => None,

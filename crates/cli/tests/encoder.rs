@@ -72,6 +72,15 @@ masked_accuracy = { at_least = 0.15 }
 perplexity = { at_most = 20.0 }
 "#;
 
+/// The samples of [`CLASSES`], masked in place of classified.
+fn masked_samples() -> String {
+    CLASSES
+        .replace(", label = \"label\"", "")
+        .replace("stratified = 0.25", "every = 4")
+        .replace("encoder.star\"", "encoder.star\"\nhead = \"tokens\"")
+        .replace("steps = 60", "objective = \"masked-lm\"\nsteps = 60")
+}
+
 /// Words of two classes that differ in one letter, of many lengths.
 fn lab(name: &str) -> Lab {
     let lab = Lab::new(name);
@@ -273,11 +282,46 @@ fn tokens_are_guessed_and_the_model_goes_on_as_a_classifier() {
         ("model.architecture=\"gpt2\"", "give one of the two"),
         ("model.from=\"nowhere\"", "nowhere"),
         ("model.width=64", "has only 128 of the "),
-        ("train.objective=\"masked-lm\"", "the data has one label for each sample\n  try: remove it"),
-        ("train.lora.rank=8", "`also_train` trains what it names as it is, such as a new head"),
+        ("train.objective=\"masked-lm\"", "gives one answer for each sample\n  try: remove it"),
+        ("train.objective=\"next-token\"", "the data has one label for each sample\n  try: remove it"),
+        ("train.lora.rank=999", "a rank of 999 is more than "),
         ("model.preset=\"small\"", "has no meaning with `from`"),
     ] {
         let refused = lab.tenon(&format!("plan tuned.toml --set {set}")).expect(2).stderr;
         assert!(refused.contains(said), "{set}: {refused}");
     }
+}
+
+#[test]
+fn samples_that_are_masked_are_padded_and_resumed_like_others() {
+    let lab = lab("masked-samples");
+    lab.write(
+        "samples.toml",
+        masked_samples() + "\n[goal]\nmasked_accuracy = { at_least = 0.5 }\nperplexity = { at_most = 2.6 }\n",
+    );
+    let out = lab.tenon("run samples.toml").expect(0).stdout;
+    assert!(out.contains("samples are padded to 16, ") && out.contains("masked_accuracy "), "{out}");
+    let refused = lab.tenon("predict runs/samples texts.jsonl").expect(2).stderr;
+    assert!(refused.contains("one to a class"), "{refused}");
+
+    // Sums over batches of several lengths, whatever the threads; a resumed run has the same bits.
+    let file = lab.path("samples.toml");
+    for set in [&[][..], &["train.accumulate=2"]] {
+        let setup = lab.setup(&file, set);
+        let [one, three] = [1, 3].map(|threads| checksum_after(&setup, 20, &CpuBackend::new(threads).unwrap()));
+        assert_eq!(one, three, "{set:?}");
+    }
+    let whole = lab.setup(&file, &["model.rate=0.0", "train.batch=240"]);
+    let parts = lab.setup(&file, &["model.rate=0.0", "train.batch=8", "train.accumulate=30"]);
+    let (mut whole, mut parts) = (trainer(&whole, &backend()), trainer(&parts, &backend()));
+    let (whole, parts) = (whole.step().unwrap(), parts.step().unwrap());
+    assert!((whole.loss - parts.loss).abs() < 1e-5 && (whole.grad_norm - parts.grad_norm).abs() < 1e-4);
+    lab.write("again.toml", masked_samples().replace("checkpoint_every = 20", "checkpoint_every = 7"));
+    lab.tenon("train again.toml --out whole").expect(0);
+    lab.tenon("train again.toml --out parts").expect(0);
+    let newest = format!("step-{:08}", lab.newest_step("parts"));
+    std::fs::remove_dir_all(lab.path("parts/checkpoints").join(newest)).unwrap();
+    let again = lab.tenon("train again.toml --out parts").expect(0).stdout;
+    assert!(again.contains("from the checkpoint of step 56"), "{again}");
+    assert!(lab.final_bytes("whole") == lab.final_bytes("parts"));
 }

@@ -296,6 +296,35 @@ fn qwen_3_has_heads_of_128_features_where_its_config_does_not_say() {
 }
 
 #[test]
+fn windows_are_those_of_the_class_where_its_config_does_not_say() {
+    let lab = Lab::new("import-windows");
+    let int = HyperValue::Int;
+    let sizes = [("width", int(16)), ("heads", int(2)), ("layers", int(2)), ("hidden", int(8)), ("vocab", int(12))];
+    for (name, class, own) in [
+        ("mistral", "MistralForCausalLM", vec![]),
+        ("qwen2", "Qwen2ForCausalLM", vec![("qkv_bias", true.into())]),
+        ("qwen3", "Qwen3ForCausalLM", vec![("qk_norm", true.into()), ("head", int(8))]),
+    ] {
+        let qwen = !own.is_empty();
+        made(&lab, "llama", name, &[&sizes[..], &own, &[("window", int(5))]].concat());
+        let keys = ["sliding_window", "use_sliding_window", "max_window_layers"];
+        with_config(&lab, name, &|config| {
+            assert_eq!(config["architectures"], json!([class]));
+            assert_eq!(keys.map(|key| config[key].clone()), [json!(5), json!(true), json!(0)]);
+        });
+        let read = |left_out: &[&str]| {
+            with_config(&lab, name, &|config| config.retain(|key, _| !left_out.contains(&key.as_str())));
+            lab.tenon(&format!("import {name} --out out")).expect(0);
+            let model = open(&lab.path("out")).unwrap();
+            ["window", "windowed", "window_from"].map(|name| model.hyperparameter(name).unwrap().to_json())
+        };
+        assert_eq!(read(&[]), [json!(5), json!(true), json!(0)], "{name}");
+        let expected = if qwen { [json!(4096), json!(false), json!(28)] } else { [json!(4096), json!(true), json!(0)] };
+        assert_eq!(read(&keys), expected, "{name}");
+    }
+}
+
+#[test]
 fn qwen_2_with_experts_has_its_window_in_every_second_layer() {
     let lab = Lab::new("import-qwen2-moe");
     let int = HyperValue::Int;

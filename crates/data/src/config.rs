@@ -24,7 +24,7 @@ pub struct DataConfig {
     /// a list of them. UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Paths>,
-    /// Texts with a class each: CSV, JSON lines, or a folder for each class.
+    /// Texts that are samples, with a class each or to be masked: CSV, JSON lines, or folders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labelled_text: Option<TextSource>,
     /// Labelled images, as IDX, CSV or folders of files.
@@ -57,7 +57,8 @@ pub enum ClassWeights {
     List(Vec<f64>),
 }
 
-/// Texts with a class each: either `csv` or `jsonl` with `text` and `label`, or `folder`.
+/// Texts that are samples: either `csv` or `jsonl` with `text` and `label`, or `folder`. Masked language modelling needs no
+/// classes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TextSource {
@@ -67,7 +68,7 @@ pub struct TextSource {
     /// File of JSON objects, one a line, plain or gzip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jsonl: Option<PathBuf>,
-    /// Folder with a folder for each class, in which every .txt, .text, .md and .rst file is a text. Hidden files and folders (`.name`) are passed over.
+    /// Folder with a folder for each class, in which every .txt, .text, .md and .rst file is a text. Hidden files and folders (`.name`) are passed over. To be masked, every such file in it is a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
     /// The column or key of the text; of a CSV also `first` and `last`.
@@ -76,7 +77,7 @@ pub struct TextSource {
     /// The column or key of a second text, where samples are pairs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pair: Option<String>,
-    /// The column or key of the class. Words or whole numbers; the classes are the distinct values, sorted.
+    /// The column or key of the class. Words or whole numbers; the classes are the distinct values, sorted. To be masked, texts need none; a stratified split goes by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Whether the first row of the CSV is a header. Default: it is.

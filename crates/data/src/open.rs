@@ -107,7 +107,7 @@ fn open_source(
             text::open(&sources, base_dir, cache_dir, progress)
         }
         (None, Some(texts), None, None) => {
-            Ok(Box::new(labelled::open_labelled_texts(texts, &tokenizer, validation, base_dir, demands, progress)?))
+            Ok(Box::new(labelled::open_text_set(texts, &tokenizer, validation, base_dir, demands, progress)?))
         }
         (None, None, Some(images), None) => labelled::open_images(images, validation, base_dir, seed, progress),
         (None, None, None, Some(table)) => {

@@ -276,6 +276,109 @@ fn masks_hide_a_seventh_of_the_tokens_in_the_same_places_every_time() {
     assert_eq!(config(plain).validation, None);
 }
 
+/// The texts of a split as they were before they were masked, in its order, and how many tokens are to be guessed of how many.
+fn unmasked(data: &dyn Dataset, split: Split, epoch: u64) -> (Vec<String>, usize, usize) {
+    let tokenizer = data.tokenizer().expect("a tokenizer");
+    let token = |name: &str| tokenizer.token_to_id(name).expect("a special token") as i32;
+    let special = ["[CLS]", "[SEP]", "[MASK]", "[PAD]", "<unk>"].map(token);
+    let (mut texts, mut chosen, mut all) = (Vec::new(), 0, 0);
+    for index in 0..data.len(split) {
+        let length = data.length_of(split, epoch, index);
+        let mut buffers: Vec<Vec<u8>> = data.fields().iter().map(|f| vec![0xa5; f.at(length).bytes()]).collect();
+        let mut parts: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
+        data.write_sample(split, epoch, index, &mut parts);
+        let [ids, seen, _, labels] = [0, 1, 2, 3].map(|field| ints(&buffers[field]));
+        let real = seen.iter().filter(|&&s| s == 1).count();
+        assert!(ids[real..].iter().all(|&id| id == special[3]));
+        assert!(labels[real..].iter().all(|&label| label == IGNORED_LABEL));
+        for (id, label) in ids.iter().zip(&labels) {
+            let guessed = *label != IGNORED_LABEL;
+            assert!(if guessed { !special.contains(label) } else { *id != special[2] });
+            chosen += usize::from(guessed);
+        }
+        all += real - 2;
+        let whole = ids.iter().zip(&labels).map(|(&id, &label)| if label < 0 { id } else { label } as u32);
+        texts.push(tokenizer.decode(&whole.take(real).collect::<Vec<u32>>(), false).expect("text"));
+    }
+    (texts, chosen, all)
+}
+
+#[test]
+fn samples_are_masked_whatever_file_they_come_from() {
+    let words: Vec<String> =
+        (0..300usize).map(|i| "abcdefg".chars().cycle().skip(i % 7).take(1 + i * i % 83).collect()).collect();
+    let line = |i: usize, text: &String| format!("{{\"text\":\"{text}{i}\",\"kind\":{}}}\n", i % 3);
+    let jsonl: String = words.iter().enumerate().map(|(i, text)| line(i, text)).collect();
+    let csv: String = words.iter().enumerate().map(|(i, text)| format!("{text}{i},{}\n", i % 3)).collect();
+    let folder = Folder::new(&[("t.jsonl", jsonl.as_bytes()), ("t.csv", format!("text,kind\n{csv}").as_bytes())]);
+    for (i, text) in words.iter().enumerate() {
+        folder.write(&format!("t/{}/{i:03}.txt", ["x", "x/deeper", "y"][i % 3]), format!("{text}{i}").as_bytes());
+    }
+    folder.write("t/beside.txt", b"gfedcba");
+    let open = |source: &str, seed, masked| {
+        let toml = format!("{BY_CHARACTER}labelled_text = {{ {source} }}\nvalidation = {{ every = 5 }}\n");
+        folder.open_for(&toml, Demands { seed, batch: 4, context: Some(70), masked }).map_err(|e| e.to_string())
+    };
+    let data = open("jsonl = \"t.jsonl\", text = \"text\"", 1, true).unwrap();
+    assert!(data.lengths().len() > 1 && data.facts().classes.is_none());
+    let labels = data.fields().last().unwrap();
+    assert!(labels.name == "labels" && labels.padded && labels.shape == [70]);
+    let (mut chosen, mut all) = (0, 0);
+    for (split, epoch) in [(Split::Train, 0), (Split::Train, 3), (Split::Validation, 0)] {
+        let (mut texts, some, of) = unmasked(&*data, split, epoch);
+        (chosen, all) = (chosen + some, all + of);
+        let held_out = |i: usize| i % 5 == 4;
+        let whole = words.iter().enumerate().filter(|(i, _)| held_out(*i) == (split == Split::Validation));
+        let mut expected: Vec<String> = whole
+            .map(|(i, text)| format!("[CLS]{}[SEP]", format!("{text}{i}").chars().take(68).collect::<String>()))
+            .collect();
+        texts.sort();
+        expected.sort();
+        assert_eq!(texts, expected);
+    }
+    // Three standard deviations of so many tokens.
+    assert!((chosen as f64 / all as f64 - 0.15).abs() < 0.008, "{chosen} of {all}");
+    let training = |epoch| (0..data.len(Split::Train)).map(move |i| (epoch, i));
+    let all_labels = |epoch| -> Vec<i32> {
+        let labels = training(epoch).filter(|(e, i)| data.length_of(Split::Train, *e, *i) == Some(70));
+        labels.flat_map(|(e, i)| ints(&common::sample(&*data, Split::Train, e, i)[3])).collect()
+    };
+    assert_ne!(all_labels(0), all_labels(1), "another mask in every epoch");
+
+    // The same samples from a CSV file, from any seed the same held-out mask, and the classes decide the split only.
+    let held_out = |data: &dyn Dataset| -> Vec<Vec<Vec<u8>>> {
+        (0..data.len(Split::Validation)).map(|i| batch(data, Split::Validation, i, 1).0).collect()
+    };
+    let other = open("csv = \"t.csv\", text = \"text\"", 2, true).unwrap();
+    assert_eq!(held_out(&*other), held_out(&*data));
+    assert_eq!(other.checksum(), data.checksum());
+    let stratified = |masked| {
+        let source = "labelled_text = { csv = \"t.csv\", text = \"text\", label = \"kind\" }";
+        let toml = format!("{BY_CHARACTER}{source}\nvalidation = {{ stratified = 0.1 }}\n");
+        folder.open_for(&toml, Demands { seed: 7, batch: 4, context: None, masked }).unwrap()
+    };
+    let classified: Vec<String> = texts(&*stratified(false), Split::Validation).into_iter().map(|t| t.0).collect();
+    assert_eq!(unmasked(&*stratified(true), Split::Validation, 0).0, classified);
+
+    // Of a folder every text, with classes or without.
+    let files = open("folder = \"t\"", 1, true).unwrap();
+    let of = |split| unmasked(&*files, split, 0).0;
+    let both = [of(Split::Train), of(Split::Validation)].concat();
+    assert!(both.len() == 301 && both.contains(&"[CLS]gfedcba[SEP]".to_owned()));
+
+    for (source, masked, said) in [
+        ("csv = \"t.csv\", text = \"text\"", false, "to be classified `label`"),
+        ("csv = \"t.csv\"", true, "either `csv` or `jsonl` with the column `text`"),
+        ("csv = \"t.csv\", text = \"text\", label = \"knid\"", true, "no column `knid`"),
+    ] {
+        let error = open(source, 1, masked).err().expect(said);
+        assert!(error.contains(said) && error.contains("try: "), "{error}");
+    }
+    let toml = format!("{BY_CHARACTER}labelled_text = {{ folder = \"t\" }}\nvalidation = {{ stratified = 0.1 }}\n");
+    let error = folder.open_for(&toml, Demands { seed: 7, batch: 4, context: None, masked: true }).err().unwrap();
+    assert!(error.to_string().contains("a stratified split needs classes"), "{error}");
+}
+
 #[test]
 fn what_programs_put_before_a_text_is_no_part_of_it() {
     let marked = |bytes: &[u8]| [b"\xef\xbb\xbf", bytes].concat();

@@ -320,8 +320,13 @@ pub(crate) fn config_keys(model: &Model) -> (Map<String, Json>, Vec<(&'static st
     let table = &model.architecture.checkpoint;
     let mut keys = Map::new();
     let own = |name: &str| model.hyperparameter(name);
+    // A key that is left out must not be one for which the class has another value.
+    let left_out = |name: &String| {
+        let mut keys = table.config.iter().filter(|(_, names)| names.contains(name));
+        own(name) == Some(&HyperValue::None) && keys.any(|(key, _)| table.optional.contains(key))
+    };
     let fits = |v: &&Variant| {
-        let said = v.assumes.iter().all(|(name, _)| own(name) != Some(&HyperValue::None));
+        let said = v.assumes.iter().all(|(name, _)| !left_out(name));
         said && v.values.iter().all(|(name, value)| own(name) == Some(value))
     };
     let variant = table.variants.iter().find(fits);

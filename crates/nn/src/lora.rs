@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use smallvec::SmallVec;
 use tenon_graph::graph::{Graph, Value};
-use tenon_graph::op::{Op, Role};
+use tenon_graph::op::{Axes, Conv, Direction, Op, Role, View, Window};
 use tenon_graph::passes::rewrite::{one, rewrite};
 use tenon_graph::tensor::Tensor;
 use tenon_graph::types::{DType, Type};
@@ -14,14 +14,15 @@ use crate::error::ModelError;
 use crate::init::Initialiser;
 use crate::model::{Model, Parameter};
 
-/// A matrix `W` of a model that became `W + scale * L R`.
+/// A matrix `W` of a model that became `W + scale * L R`. The filters `[out, in, window..]` of a convolution are a matrix with
+/// a row for each output.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Adapter {
-    /// The name of `W`, `[rows, cols]`.
+    /// The name of `W`, `[rows, cols..]`.
     pub weight: String,
     /// The name of `L`, `[rows, rank]`.
     pub left: String,
-    /// The name of `R`, `[rank, cols]`.
+    /// The name of `R`, `[rank, cols..]`.
     pub right: String,
     /// The columns of `L` and rows of `R`.
     pub rank: usize,
@@ -49,20 +50,57 @@ impl Adapter {
     }
 }
 
-/// The matrices of the model that something is multiplied by, and whether they are `[out, in]`.
-fn matrices(model: &Model) -> BTreeMap<Value, bool> {
-    let graph = &model.graph;
-    let parameters: BTreeSet<Value> = model.parameters.iter().filter(|p| p.shape.len() == 2).map(|p| p.value).collect();
-    let mut matrices = BTreeMap::new();
-    for node in graph.nodes() {
-        let Op::Dot(dot) = &graph.node(node).op else { continue };
-        for (value, out_first) in graph.node(node).inputs.iter().zip([!dot.transpose_a, dot.transpose_b]) {
-            if let Some(parameter) = viewed(graph, *value).filter(|v| parameters.contains(v)) {
-                matrices.entry(parameter).or_insert(out_first);
+/// What something of a model is multiplied by.
+struct Matrices {
+    /// The matrices and filters, and whether their first axis is that of the outputs.
+    outputs_first: BTreeMap<Value, bool>,
+    /// Of filters that nothing but such convolutions uses: how these see them, which parameter they are, and the order of its
+    /// axes.
+    filters: HashMap<Value, (Value, Axes)>,
+}
+
+impl Matrices {
+    fn of(model: &Model) -> Matrices {
+        let graph = &model.graph;
+        let of_rank = |fits: &dyn Fn(usize) -> bool| -> BTreeSet<Value> {
+            model.parameters.iter().filter(|p| fits(p.shape.len())).map(|p| p.value).collect()
+        };
+        let filtering = |op: &Op| matches!(op, Op::Conv(Conv { direction: Direction::Forward, groups: 1, .. }));
+        let (flat, deep) = (of_rank(&|rank| rank == 2), of_rank(&|rank| rank > 2));
+        let mut outputs_first = BTreeMap::new();
+        let mut filters = HashMap::new();
+        for node in graph.nodes() {
+            let node = graph.node(node);
+            match &node.op {
+                Op::Dot(dot) => {
+                    for (value, out_first) in node.inputs.iter().zip([!dot.transpose_a, dot.transpose_b]) {
+                        if let Some(parameter) = viewed(graph, *value).filter(|v| flat.contains(v)) {
+                            outputs_first.entry(parameter).or_insert(out_first);
+                        }
+                    }
+                }
+                // The filters of groups are as small as additions of low rank.
+                op @ Op::Conv(_) if filtering(op) => {
+                    let seen = graph.node(graph.producer(node.inputs[1]));
+                    if let (Op::View(View::Transpose(order)), [parameter]) = (&seen.op, &seen.inputs[..])
+                        && deep.contains(parameter)
+                        && order.first() == Some(&0)
+                    {
+                        outputs_first.insert(*parameter, true);
+                        filters.insert(node.inputs[1], (*parameter, order.clone()));
+                    }
+                }
+                _ => {}
             }
         }
+        let otherwise = graph.nodes().flat_map(|node| {
+            let node = graph.node(node);
+            let others = if filtering(&node.op) { &node.inputs[..1] } else { &node.inputs[..] };
+            others.iter().copied()
+        });
+        otherwise.chain(graph.outputs.iter().map(|(_, value)| *value)).for_each(|value| drop(filters.remove(&value)));
+        Matrices { outputs_first, filters }
     }
-    matrices
 }
 
 /// The value behind views.
@@ -73,12 +111,13 @@ fn viewed(graph: &Graph, mut value: Value) -> Option<Value> {
     Some(value)
 }
 
-/// `model` in which every matrix that is multiplied by and whose name `matches` is `W + alpha / rank * L R`. Of the two new
-/// matrices, `W.lora_a` is the one next to the input, uniform within `1 / sqrt(in)`, and `W.lora_b` starts with zeros.
+/// `model` in which every matrix that is multiplied by and whose name `matches` is `W + alpha / rank * L R`; so are filters of
+/// convolutions that have no groups. Of the two new matrices, `W.lora_a` is the one next to the input, uniform within
+/// `1 / sqrt(in)`, and `W.lora_b` starts with zeros. Where `W` is smaller than the rank, they are of its own.
 /// Only they are trained; of the model's own parameters, those that `also` names.
 ///
 /// # Errors
-/// No matrix matches, or the rank is larger than one of its sizes.
+/// No matrix matches, or all are smaller than the rank.
 pub fn lora(
     model: &Model,
     rank: usize,
@@ -86,8 +125,8 @@ pub fn lora(
     matches: &dyn Fn(&str) -> bool,
     also: &dyn Fn(&str) -> bool,
 ) -> Result<(Model, Vec<Adapter>), ModelError> {
-    let matrices = matrices(model);
-    let adaptable = model.parameters.iter().filter(|p| matrices.contains_key(&p.value));
+    let matrices = Matrices::of(model);
+    let adaptable = model.parameters.iter().filter(|p| matrices.outputs_first.contains_key(&p.value));
     let targets: Vec<&Parameter> = adaptable.clone().filter(|p| matches(&p.name)).collect();
     if targets.is_empty() {
         let message = format!("`targets` of lora matches no matrix of {model} that something is multiplied by");
@@ -95,24 +134,25 @@ pub fn lora(
             .note(candidates(adaptable))
             .help("`*` stands for any text, also with dots"));
     }
-    if let Some(small) = targets.iter().find(|p| p.shape.iter().any(|size| *size < rank)) {
-        let message = format!("a rank of {rank} is more than {} {:?} has", small.name, small.shape);
-        return Err(ModelError::new(message).help(
-            "a lower rank, or targets without it; `also_train` trains what it names as it is, such as a new head",
-        ));
+    let least = |p: &Parameter| p.shape[0].min(p.elements() / p.shape[0].max(1));
+    if targets.iter().all(|p| least(p) < rank) {
+        let largest = targets.iter().rev().max_by_key(|p| least(p)).expect("there is one");
+        let message = format!("a rank of {rank} is more than {} {:?} has", largest.name, largest.shape);
+        return Err(ModelError::new(message).help(format!("a rank of at most {}", least(largest))));
     }
     let scale = alpha / rank as f64;
     let mut adapters = Vec::new();
     let mut added: Vec<Parameter> = Vec::new();
     for target in &targets {
-        let [rows, cols] = [target.shape[0], target.shape[1]];
+        let (rows, cols) = (target.shape[0], &target.shape[1..]);
+        let rank = rank.min(least(target));
         let [a, b] = ["lora_a", "lora_b"].map(|end| format!("{}.{end}", target.name));
-        let out_first = matrices[&target.value];
-        let inputs = if out_first { cols } else { rows };
+        let out_first = matrices.outputs_first[&target.value];
+        let inputs = if out_first { cols.iter().product() } else { rows };
         let bound = 1.0 / (inputs as f64).sqrt();
         let (left, right) = if out_first { (b.clone(), a.clone()) } else { (a.clone(), b.clone()) };
         for (name, init) in [(a, Initialiser::Uniform { low: -bound, high: bound }), (b, Initialiser::Constant(0.0))] {
-            let shape = if name == left { vec![rows, rank] } else { vec![rank, cols] };
+            let shape = if name == left { vec![rows, rank] } else { [&[rank], cols].concat() };
             added.push(Parameter {
                 name,
                 shape,
@@ -131,7 +171,7 @@ pub fn lora(
     let own = graph.outputs.len();
     graph.outputs.extend(declared.iter().map(|v| ("".into(), *v)));
     let by_value: HashMap<Value, &Adapter> = targets.iter().map(|t| t.value).zip(&adapters).collect();
-    let mut graph = adapted(&graph, &by_value)?;
+    let mut graph = adapted(&graph, &by_value, &matrices.filters)?;
     let mut values = graph.outputs.split_off(own).into_iter().map(|(_, value)| value);
     let mut model = model.clone();
     let places = model.inputs.iter_mut().map(|i| &mut i.value);
@@ -159,7 +199,11 @@ fn candidates<'a>(parameters: impl Iterator<Item = &'a Parameter>) -> String {
     format!("these match: {}", patterns.into_iter().collect::<Vec<_>>().join(", "))
 }
 
-fn adapted(graph: &Graph, adapters: &HashMap<Value, &Adapter>) -> Result<Graph, ModelError> {
+fn adapted(
+    graph: &Graph,
+    adapters: &HashMap<Value, &Adapter>,
+    filters: &HashMap<Value, (Value, Axes)>,
+) -> Result<Graph, ModelError> {
     // By weight: the two factors, and the sum where it is wanted as a whole, in the new graph.
     let mut factors: HashMap<Value, [Value; 2]> = HashMap::new();
     let mut sums: HashMap<Value, Value> = HashMap::new();
@@ -168,11 +212,11 @@ fn adapted(graph: &Graph, adapters: &HashMap<Value, &Adapter>) -> Result<Graph, 
         let result = data.outputs().next()?;
         if let Some(adapter) = adapters.get(&result) {
             let sizes = graph.ty(result).shape.sizes();
-            let input = |name: &str, sizes: [usize; 2]| {
+            let input = |name: &str, sizes: &[usize]| {
                 builder.input(name, Role::Parameter, Type::new(DType::F32, sizes)).value()
             };
-            let pair =
-                [input(&adapter.left, [sizes[0], adapter.rank]), input(&adapter.right, [adapter.rank, sizes[1]])];
+            let right = [&[adapter.rank], &sizes[1..]].concat();
+            let pair = [input(&adapter.left, &[sizes[0], adapter.rank]), input(&adapter.right, &right)];
             factors.insert(result, pair);
             return None;
         }
@@ -187,12 +231,27 @@ fn adapted(graph: &Graph, adapters: &HashMap<Value, &Adapter>) -> Result<Graph, 
                 };
                 Some(one(visit.keep()[0] + narrow * adapters[w].scale))
             }
+            (Op::Conv(conv), [_, seen]) if filters.get(seen).is_some_and(|(w, _)| adapters.contains_key(w)) => {
+                let (w, order) = &filters[seen];
+                let (x, [left, right]) = (visit.operands[0], factors(w));
+                let points = conv.windows.iter().map(|_| Window { size: 1, stride: 1, dilation: 1, low: 0, high: 0 });
+                let pointwise = Conv { windows: points.collect(), ..conv.clone() };
+                let sizes = left.shape().sizes();
+                let shape = [&sizes[..1], &vec![1; conv.windows.len()], &sizes[1..]].concat();
+                let narrow = x.conv(right.transpose(order), conv.clone());
+                let wide = narrow.conv(left.reshape(&shape[..]), pointwise);
+                Some(one(visit.keep()[0] + wide * adapters[w].scale))
+            }
+            (_, [_]) if filters.contains_key(&result) => None,
             (op, inputs) if inputs.iter().any(|v| adapters.contains_key(v)) => {
                 let operands = inputs.iter().zip(visit.operands).map(|(old, new)| {
                     let Some(adapter) = adapters.get(old) else { return *new };
                     let sum = sums.entry(*old).or_insert_with(|| {
                         let [left, right] = factors(old);
-                        (*new + left.matmul(right, false, false) * adapter.scale).value()
+                        let columns: usize = right.shape().sizes()[1..].iter().product();
+                        let columns = right.reshape([adapter.rank, columns]);
+                        let product = left.matmul(columns, false, false).reshape(new.shape());
+                        (*new + product * adapter.scale).value()
                     });
                     builder.tensor(*sum)
                 });
@@ -210,10 +269,19 @@ fn adapted(graph: &Graph, adapters: &HashMap<Value, &Adapter>) -> Result<Graph, 
 /// # Errors
 /// None matches.
 pub fn freeze(model: &mut Model, matches: &dyn Fn(&str) -> bool) -> Result<(), ModelError> {
-    if !model.parameters.iter().any(|p| matches(&p.name)) {
-        let message = format!("`freeze` matches no parameter of {model}");
-        return Err(ModelError::new(message).note(candidates(model.parameters.iter())));
-    }
+    check_matches(model, "freeze", matches)?;
     model.parameters.iter_mut().for_each(|p| p.trainable &= !matches(&p.name));
     Ok(())
+}
+
+/// An error unless the patterns of a setting match a parameter.
+///
+/// # Errors
+/// None matches.
+pub fn check_matches(model: &Model, setting: &str, matches: &dyn Fn(&str) -> bool) -> Result<(), ModelError> {
+    if model.parameters.iter().any(|p| matches(&p.name)) {
+        return Ok(());
+    }
+    let message = format!("`{setting}` matches no parameter of {model}");
+    Err(ModelError::new(message).note(candidates(model.parameters.iter())))
 }

@@ -9,7 +9,8 @@ use tenon_data::{
     TokenizerConfig,
 };
 use tenon_graph::backend::Backend;
-use tenon_nn::lora::{Adapter, freeze, lora};
+use tenon_graph::types::Type;
+use tenon_nn::lora::{Adapter, check_matches, freeze, lora};
 use tenon_nn::{Architecture, ArchitectureSource, HyperValue, Model, ModelError, Parameter, load_weights};
 
 use crate::experiment::{Experiment, Hyperparameter, Lora, Missing, Objective, Train, matches_any};
@@ -264,11 +265,18 @@ impl Setup {
         }
         let (mut trained, mut adapters) = (model.clone(), Vec::new());
         if let Some(Lora { rank, alpha, targets, also_train }) = &experiment.train.lora {
+            for pattern in also_train.chunks(1) {
+                let setting = format!("lora.also_train = {pattern:?}");
+                check_matches(&model, &setting, &|name| matches_any(pattern, name))?;
+            }
             let (targets, also) = (|name: &str| matches_any(targets, name), |name: &str| matches_any(also_train, name));
             (trained, adapters) = lora(&model, *rank as usize, *alpha, &targets, &also)?;
         }
         if !experiment.train.freeze.is_empty() {
             freeze(&mut trained, &|name| matches_any(&experiment.train.freeze, name))?;
+        }
+        for pattern in experiment.train.no_decay.chunks(1) {
+            check_matches(&trained, &format!("no_decay = {pattern:?}"), &|name| matches_any(pattern, name))?;
         }
         let objective = match experiment.train.objective {
             Some(objective) => objective,
@@ -280,12 +288,8 @@ impl Setup {
                 origin.display()
             )));
         }
-        let of_tokens = matches!(objective, Objective::NextToken | Objective::MaskedLm);
-        if of_tokens && data.fields().iter().any(|field| field.name == LABELS && field.shape.is_empty()) {
-            return Err(SetupError::Mismatch(format!(
-                "{}: `train.objective` guesses the tokens of a text, but the data has one label for each sample\n  try: remove it, or name the texts alone: data.text",
-                origin.display()
-            )));
+        if matches!(objective, Objective::NextToken | Objective::MaskedLm) {
+            check_token_labels(&model, &*data, origin)?;
         }
         let samples = data.len(Split::Train);
         if samples == 0 {
@@ -374,15 +378,35 @@ fn data_of(experiment: &Experiment) -> DataConfig {
     data
 }
 
+/// The predictions that a model is trained by.
+fn predictions(model: &Model) -> Option<&Type> {
+    let found = model.outputs.iter().find(|(name, _)| name == "logits").or(model.outputs.first());
+    found.map(|(_, value)| model.graph.ty(*value))
+}
+
+/// An error unless tokens are both what the data has as labels and what the model predicts.
+fn check_token_labels(model: &Model, data: &dyn Dataset, origin: &Path) -> Result<(), SetupError> {
+    let guesses = format!("{}: `train.objective` guesses the tokens of a text, but", origin.display());
+    if data.fields().iter().any(|field| field.name == LABELS && field.shape.is_empty()) {
+        return Err(SetupError::Mismatch(format!(
+            "{guesses} the data has one label for each sample\n  try: remove it, name files of text alone (data.text), or for a model that sees both sides of a token: \"masked-lm\" with data.labelled_text"
+        )));
+    }
+    if predictions(model).is_some_and(|ty| ty.shape.rank() < 3) {
+        return Err(SetupError::Mismatch(format!(
+            "{guesses} {model} gives one answer for each sample\n  try: remove it, or a head that gives logits for every token; in bert: model.head = \"masked_lm\""
+        )));
+    }
+    Ok(())
+}
+
 /// The objective that follows from the data's labels and the model's predictions.
 fn objective_of(model: &Model, data: &dyn Dataset) -> Result<Objective, SetupError> {
     let labels = data.fields().iter().find(|f| f.name == LABELS);
-    let named = model.outputs.iter().find(|(name, _)| name == "logits");
-    let predictions = named.or(model.outputs.first());
-    match (labels, predictions) {
-        (Some(labels), Some((_, value))) => Ok(match labels.element {
+    match (labels, predictions(model)) {
+        (Some(labels), Some(ty)) => Ok(match labels.element {
             ElementType::F32 => Objective::Regression,
-            ElementType::I32 => match usual(model.graph.ty(*value).shape.rank()) {
+            ElementType::I32 => match usual(ty.shape.rank()) {
                 Objective::NextToken if !model.is_causal() => {
                     return Err(SetupError::Mismatch(format!(
                         "in {model} a token sees those that follow it, so that it has nothing to guess\n  try: train.objective = \"masked-lm\", or a model whose attention is causal"

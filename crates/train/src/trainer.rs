@@ -231,8 +231,8 @@ impl<'a> Trainer<'a> {
         length
     }
 
-    /// The labels in the batch buffers that count, or the sum of their weights where they have some.
-    fn count_labels(&self) -> f64 {
+    /// The labels in the batch buffers that count, of a batch of this length, or the sum of their weights where they have some.
+    fn count_labels(&self, length: Option<usize>) -> f64 {
         let weights = |name| {
             let bytes = &self.session.input(name)?[..self.train.batch as usize * 4];
             Some(bytes.as_chunks::<4>().0.iter().map(|w| f64::from(f32::from_le_bytes(*w))).sum::<f64>())
@@ -240,7 +240,9 @@ impl<'a> Trainer<'a> {
         if let Some(own) = weights(LABEL_WEIGHTS) {
             return own + weights(MIXED_LABEL_WEIGHTS).unwrap_or(0.0);
         }
-        let Some(field) = self.data.fields().iter().find(|f| f.name == LABELS) else { return 0.0 };
+        let Some(field) = self.data.fields().iter().find(|f| f.name == LABELS).map(|f| f.at(length)) else {
+            return 0.0;
+        };
         let bytes = self.session.input(LABELS).unwrap_or_default();
         let words = bytes[..self.train.batch as usize * field.bytes()].chunks_exact(4);
         let words = words.map(|w| [w[0], w[1], w[2], w[3]]);
@@ -277,15 +279,15 @@ impl<'a> Trainer<'a> {
         let mut labels = 0.0;
         if batches > 1 {
             for i in 0..batches {
-                self.fill(Split::Train, position(i));
-                labels += self.count_labels();
+                let length = self.fill(Split::Train, position(i));
+                labels += self.count_labels(length);
             }
         }
         let mut last = 0;
         for i in 0..batches {
             let length = self.fill(Split::Train, position(i));
             if batches == 1 {
-                labels = self.count_labels();
+                labels = self.count_labels(length);
             }
             // A batch without a label, or with weights of 0 only, has a loss of 0.
             self.set_scalar(DENOMINATOR, if labels > 0.0 { labels as f32 } else { 1.0 });
@@ -347,7 +349,7 @@ impl<'a> Trainer<'a> {
     /// The backend's.
     pub fn profile(&mut self, runs: usize) -> Result<Vec<Vec<f64>>, TrainError> {
         let length = self.fill(Split::Train, 0);
-        let labels = self.count_labels();
+        let labels = self.count_labels(length);
         self.set_scalar(DENOMINATOR, if labels > 0.0 { labels as f32 } else { 1.0 });
         let mut all: Vec<Vec<Vec<f64>>> = Vec::new();
         for _ in 0..runs.max(1) {

@@ -1,6 +1,7 @@
 //! Folders of image files, one folder a class.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -99,6 +100,15 @@ pub(crate) fn read(path: &Path, channels: usize) -> Result<Picture, DataError> {
     Picture::decode(path, &bytes, channels)
 }
 
+/// A link that leads nowhere is no image, as a damaged file is none.
+fn unread(path: &Path, error: io::Error) -> DataError {
+    if error.kind() == io::ErrorKind::NotFound && path.is_symlink() {
+        let hint = "remove the link; on_corrupt = \"skip\" in data.images passes over it in a run";
+        return DataError::content(path, Place::Whole, "the link leads to no file", hint);
+    }
+    DataError::io("read", path)(error)
+}
+
 /// Decodes every file once, on all processors, and gives the checksum of each, or why it cannot be decoded; in the order of
 /// `files`.
 pub(crate) fn check(
@@ -117,7 +127,7 @@ pub(crate) fn check(
             while let at = next.fetch_add(1, Ordering::Relaxed)
                 && let Some(path) = chunk.get(at)
             {
-                let checked = fs::read(path).map_err(DataError::io("read", path)).and_then(|bytes| {
+                let checked = fs::read(path).map_err(|error| unread(path, error)).and_then(|bytes| {
                     Picture::decode(path, &bytes, channels)?;
                     Ok(blake3::hash(&bytes))
                 });

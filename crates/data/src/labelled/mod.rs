@@ -21,7 +21,7 @@ use self::pictures::Pictures;
 use self::split::Rows;
 pub(crate) use self::table::open_table;
 pub use self::text_set::encode_text;
-pub(crate) use self::text_set::open_labelled_texts;
+pub(crate) use self::text_set::open_text_set;
 pub use self::texts::text_of;
 pub use self::weights::LABEL_WEIGHTS;
 pub(crate) use self::weights::Weighted;
@@ -157,7 +157,7 @@ fn class_notes(facts: &Facts) -> Vec<String> {
             let (count, part, names) = (empty.len(), split.name(), names.join(", "));
             let elsewhere = |class: &usize| splits.iter().any(|s| facts.split(*s).class_counts.get(*class) > Some(&0));
             let hint = match empty.iter().any(elsewhere) {
-                true => "; if the file is sorted by class, hold out with { stratified = 0.2 }",
+                true => "; if the file is sorted by class, hold out with { stratified = 0.2 }; if it is one of two, compare their labels",
                 false => "",
             };
             format!("{count} of {classes} classes have no sample in the {part} part: {names}{more}{hint}")

@@ -54,8 +54,8 @@ pub(crate) fn split(
             let Some(labels) = labels else {
                 return Err(DataError::setting(
                     "data.validation.stratified",
-                    "a stratified split needs classes, but a number is to be predicted (`target`)",
-                    "validation = { every = 10 }",
+                    "a stratified split needs classes, which the samples of this data do not have",
+                    "validation = { every = 10 }; texts with a column of classes may name it: label = \"...\"",
                 ));
             };
             stratified(labels, *fraction, seed)

@@ -1,17 +1,19 @@
-//! Labelled texts as tokens: `input_ids`, `attention_mask`, `token_type_ids` i32 [t], padded to a few lengths, and `labels`
-//! i32 [].
+//! Texts as tokens: `input_ids`, `attention_mask`, `token_type_ids` i32 [t], padded to a few lengths, and `labels` i32: the
+//! class [], or the tokens to be guessed [t] where they are masked.
 
 use std::path::Path;
 
 use tokenizers::{EncodeInput, Tokenizer, TruncationParams};
 
+use super::labels::Labels;
 use super::texts::{self, Sample, TextRows};
 use super::{class_notes, class_split_facts, split};
 use crate::config::{TextSource, TokenizerConfig, Validation};
-use crate::dataset::{Dataset, ElementType, Facts, Field, PaddedLength, Split};
+use crate::dataset::{Dataset, ElementType, Facts, Field, IGNORED_LABEL, PaddedLength, Split, SplitFacts};
 use crate::error::DataError;
 use crate::open::{Demands, Progress};
 use crate::text::lengths::{Grouped, choose};
+use crate::text::masking::Masking;
 use crate::text::tokenizer::{
     self, FILLER, TrainingText, library_error, token_named, tokenizer_to_json, vocabulary_size,
 };
@@ -29,10 +31,16 @@ struct Encoded {
     starts: Vec<usize>,
 }
 
-/// Labelled texts.
-pub(crate) struct LabelledTexts {
+/// What is to be predicted of a text.
+enum Target {
+    Class(Labels),
+    MaskedTokens(Masking),
+}
+
+/// Texts that are samples.
+pub(crate) struct TextSet {
     encoded: Encoded,
-    labels: Vec<u32>,
+    target: Target,
     /// The rows of each split, and how they are grouped by length.
     train: (Vec<u32>, Grouped),
     validation: (Vec<u32>, Grouped),
@@ -45,17 +53,19 @@ pub(crate) struct LabelledTexts {
     demands: Demands,
 }
 
-/// Opens labelled texts.
-pub(crate) fn open_labelled_texts(
+/// Opens texts that are samples, to be classified or masked as `demands` say.
+pub(crate) fn open_text_set(
     source: &TextSource,
     tokenizer: &TokenizerConfig,
     validation: Option<&Validation>,
     base_dir: &Path,
     demands: Demands,
     progress: &mut dyn FnMut(Progress),
-) -> Result<LabelledTexts, DataError> {
-    let TextRows { samples, labels, own, mut notes } = texts::read(source, validation, base_dir, progress)?;
-    let rows = split::split(validation, samples.len(), own, Some(&labels.values), demands.seed)?;
+) -> Result<TextSet, DataError> {
+    let TextRows { samples, labels, own, mut notes } =
+        texts::read(source, !demands.masked, validation, base_dir, progress)?;
+    let classes = labels.as_ref().map(|labels| &labels.values[..]);
+    let rows = split::split(validation, samples.len(), own, classes, demands.seed)?;
     let most = match (source.max_tokens, demands.context) {
         (Some(0), _) => {
             let what = "max_tokens is 0; a sample has at least one token";
@@ -96,22 +106,31 @@ pub(crate) fn open_labelled_texts(
     notes.push(padding_note(&shares, &tokens_of(&rows.train)));
 
     let longest = lengths[lengths.len() - 1];
+    let target = match labels {
+        Some(labels) if !demands.masked => Target::Class(labels),
+        _ => Target::MaskedTokens(Masking::new(&tokenizer, demands.seed)?),
+    };
     let sequence = |name| Field { padded: true, ..Field::new(name, ElementType::I32, &[longest]) };
     let mut fields = ["input_ids", "attention_mask", "token_type_ids"].map(sequence).to_vec();
-    fields.push(Field::new("labels", ElementType::I32, &[]));
-    let mut facts = Facts {
-        vocab: Some(vocabulary_size(&tokenizer)),
-        classes: Some(labels.names.len()),
-        train: class_split_facts(&rows.train, &labels),
-        validation: class_split_facts(&rows.validation, &labels),
-        class_names: labels.names,
-        notes,
-        ..Facts::default()
-    };
-    facts.notes.extend(class_notes(&facts));
-    let mut dataset = LabelledTexts {
+    let mut facts = Facts { vocab: Some(vocabulary_size(&tokenizer)), notes, ..Facts::default() };
+    match &target {
+        Target::Class(labels) => {
+            fields.push(Field::new("labels", ElementType::I32, &[]));
+            facts.classes = Some(labels.names.len());
+            facts.class_names = labels.names.clone();
+            (facts.train, facts.validation) =
+                (class_split_facts(&rows.train, labels), class_split_facts(&rows.validation, labels));
+            facts.notes.extend(class_notes(&facts));
+        }
+        Target::MaskedTokens(_) => {
+            fields.push(sequence("labels"));
+            let facts_of = |rows: &[u32]| SplitFacts { samples: rows.len() as u64, ..SplitFacts::default() };
+            (facts.train, facts.validation) = (facts_of(&rows.train), facts_of(&rows.validation));
+        }
+    }
+    let mut dataset = TextSet {
         encoded,
-        labels: labels.values,
+        target,
         train: (rows.train, train),
         validation: (rows.validation, validation),
         filler,
@@ -191,7 +210,7 @@ fn padding_note(shares: &[PaddedLength], tokens: &[usize]) -> String {
     format!("samples are padded to {} tokens: {wasted:.0} % padding", lengths.join(", "))
 }
 
-impl LabelledTexts {
+impl TextSet {
     /// The row at a place of a split, and its length.
     fn row(&self, split: Split, epoch: u64, index: u64) -> (usize, usize) {
         let (rows, (sample, length)) = match split {
@@ -207,9 +226,13 @@ impl LabelledTexts {
     /// blake3 of all samples as the model sees them, and of the split.
     fn sum(&self) -> Result<String, tokenizers::Error> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(b"tenon labelled text");
+        let (kind, labels): (&[u8], &[u32]) = match &self.target {
+            Target::Class(labels) => (b"tenon labelled text", &labels.values),
+            Target::MaskedTokens(_) => (b"tenon masked samples", &[]),
+        };
+        hasher.update(kind);
         hasher.update(tokenizer_to_json(&self.tokenizer)?.as_bytes());
-        for token in self.encoded.tokens.iter().chain(&self.labels).chain(&self.validation.0) {
+        for token in self.encoded.tokens.iter().chain(labels).chain(&self.validation.0) {
             hasher.update(&token.to_le_bytes());
         }
         hasher.update(&self.encoded.types);
@@ -224,7 +247,7 @@ impl LabelledTexts {
     }
 }
 
-impl Dataset for LabelledTexts {
+impl Dataset for TextSet {
     fn fields(&self) -> &[Field] {
         &self.fields
     }
@@ -242,13 +265,13 @@ impl Dataset for LabelledTexts {
     }
 
     fn write_sample(&self, split: Split, epoch: u64, index: u64, out: &mut [&mut [u8]]) {
-        let [ids, seen, types, label] = out else {
-            panic!("labelled text has 4 fields, {} destinations are given", out.len())
+        let [ids, seen, types, labels] = out else {
+            panic!("texts have 4 fields, {} destinations are given", out.len())
         };
         let (row, _) = self.row(split, epoch, index);
         let sample = self.encoded.starts[row]..self.encoded.starts[row + 1];
         assert!([seen.len(), types.len()] == [ids.len(); 2] && sample.len() * 4 <= ids.len(), "bytes of a sample");
-        let (tokens, kinds) = (&self.encoded.tokens[sample.clone()], &self.encoded.types[sample]);
+        let (tokens, kinds) = (&self.encoded.tokens[sample.clone()], &self.encoded.types[sample.clone()]);
         let places = ids.chunks_exact_mut(4).zip(seen.chunks_exact_mut(4)).zip(types.chunks_exact_mut(4));
         for (place, ((id, seen), ty)) in places.enumerate() {
             let real = tokens.get(place).copied();
@@ -256,7 +279,16 @@ impl Dataset for LabelledTexts {
             seen.copy_from_slice(&u32::from(real.is_some()).to_le_bytes());
             ty.copy_from_slice(&u32::from(kinds.get(place).copied().unwrap_or(0)).to_le_bytes());
         }
-        label.copy_from_slice(&self.labels[row].to_le_bytes());
+        match &self.target {
+            Target::Class(classes) => labels.copy_from_slice(&classes.values[row].to_le_bytes()),
+            Target::MaskedTokens(masking) => {
+                let (key, text) = (masking.key(split, epoch), tokens.len() * 4);
+                masking.apply(key, sample.start as u64, &mut ids[..text], &mut labels[..text]);
+                for label in labels[text..].chunks_exact_mut(4) {
+                    label.copy_from_slice(&IGNORED_LABEL.to_le_bytes());
+                }
+            }
+        }
     }
 
     fn facts(&self) -> &Facts {

@@ -1,23 +1,15 @@
-//! Masked language modelling (Devlin et al. 2019): windows in which 15 % of the tokens are to be guessed.
-//!
-//! Of the chosen tokens 80 % become the mask, 10 % another token, and 10 % stay. Special tokens are never chosen. Whether a
-//! token is, is a function of (seed, epoch, its place in the text); the held-out part has one mask for all epochs and seeds.
+//! Masked language modelling: windows of a text in which tokens are to be guessed (see [`Masking`]).
 
 use std::path::Path;
 
 use tokenizers::Tokenizer;
 
+use super::masking::Masking;
 use super::shards::Shards;
-use super::tokenizer::{END, FILLER, MASK, START, token_named};
+use super::tokenizer::{END, FILLER, START, token_named};
 use crate::dataset::{Dataset, ElementType, Facts, Field, IGNORED_LABEL, Split, SplitFacts};
 use crate::error::{DataError, Place};
-use crate::order::{Stream, random, random_below, shuffled};
-
-/// The share of tokens that are to be guessed.
-const CHOSEN: f64 = 0.15;
-/// The share of these that become the mask, and that become the mask or another token.
-const MASKED: f64 = 0.8;
-const CHANGED: f64 = 0.9;
+use crate::order::{Stream, random_below, shuffled};
 
 /// A text as tokens.
 pub(super) struct Tokens {
@@ -35,12 +27,8 @@ pub(super) struct MaskedDataset {
     stride: u64,
     /// The tokens before and after them.
     frame: Option<(u32, u32)>,
-    mask: u32,
     filler: u32,
-    /// By token: whether it is special.
-    special: Vec<bool>,
-    /// The tokens that are not.
-    ordinary: Vec<u32>,
+    masking: Masking,
     seed: u64,
     fields: Vec<Field>,
     facts: Facts,
@@ -52,13 +40,7 @@ impl MaskedDataset {
     pub fn new(tokens: Tokens, context: usize, seed: u64, file: &Path) -> Result<MaskedDataset, DataError> {
         let Tokens { shards, tokenizer, from_cache, notes } = tokens;
         let named = |names: &[&str]| token_named(&tokenizer, names);
-        let Some(mask) = named(&[MASK, "<mask>"]) else {
-            return Err(DataError::setting(
-                "data.tokenizer",
-                format!("the tokenizer has no token {MASK} or <mask>, which stands for what is to be guessed"),
-                "a tokenizer of a masked model, or tokenizer = { kind = \"bpe\", vocab = 8192 }",
-            ));
-        };
+        let masking = Masking::new(&tokenizer, seed)?;
         let frame = named(&[START, "<s>"]).zip(named(&[END, "</s>"])).filter(|_| context > 2);
         let stride = context as u64 - if frame.is_some() { 2 } else { 0 };
         let counts = shards.facts.tokens;
@@ -73,15 +55,6 @@ impl MaskedDataset {
                 "use a shorter context or more text",
             ));
         }
-        let mut special = vec![false; shards.facts.vocab as usize];
-        for (token, added) in tokenizer.get_added_tokens_decoder() {
-            if let Some(slot) = special.get_mut(token as usize).filter(|_| added.special) {
-                *slot = true;
-            }
-        }
-        let vocabulary = tokenizer.get_vocab(true);
-        let mut ordinary: Vec<u32> = vocabulary.into_values().filter(|&token| !special[token as usize]).collect();
-        ordinary.sort_unstable();
         let windows = |split| match split {
             Split::Train => counts.train / stride,
             Split::Validation => counts.validation.div_ceil(stride),
@@ -113,31 +86,11 @@ impl MaskedDataset {
             shards,
             stride,
             frame,
-            mask,
-            special,
-            ordinary,
+            masking,
             seed,
             facts,
             tokenizer,
         })
-    }
-
-    /// What the model sees of a token, and whether it is to be guessed.
-    fn shown(&self, key: u64, place: u64, token: u32) -> (u32, bool) {
-        let bits = random(key, Stream::Mask, place);
-        let share = |bits: u64| (bits & 0xffff_ffff) as f64 / 4_294_967_296.0;
-        if self.special[token as usize] || share(bits) >= CHOSEN {
-            return (token, false);
-        }
-        let how = share(bits >> 32);
-        let shown = if how < MASKED {
-            self.mask
-        } else if how < CHANGED {
-            self.ordinary[random_below(bits, Stream::Mask, place, self.ordinary.len() as u64) as usize]
-        } else {
-            token
-        };
-        (shown, true)
     }
 }
 
@@ -159,16 +112,16 @@ impl Dataset for MaskedDataset {
         let windows = self.len(split);
         assert!(index < windows, "sample {index} of {windows}");
         let counts = self.shards.facts.tokens;
-        let (start, real, key) = match split {
+        let (start, real) = match split {
             Split::Train => {
                 let phases = (counts.train - windows * self.stride + 1).min(self.stride);
                 let phase = random_below(self.seed, Stream::Phase, epoch, phases);
                 let start = phase + shuffled(self.seed, epoch, index, windows) * self.stride;
-                (start, self.stride, random(self.seed, Stream::Mask, epoch + 1))
+                (start, self.stride)
             }
             Split::Validation => {
                 let done = index * self.stride;
-                (counts.train + done, (counts.validation - done).min(self.stride), 0)
+                (counts.train + done, (counts.validation - done).min(self.stride))
             }
         };
         let put = |to: &mut [u8], place: usize, value: i32| to[place * 4..][..4].copy_from_slice(&value.to_le_bytes());
@@ -183,14 +136,8 @@ impl Dataset for MaskedDataset {
             put(seen, place, i32::from(place < end));
             put(labels, place, IGNORED_LABEL);
         }
-        for place in first..first + real {
-            let token = u32::from_le_bytes(ids[place * 4..][..4].try_into().expect("4 bytes"));
-            let (shown, chosen) = self.shown(key, start + (place - first) as u64, token);
-            put(ids, place, shown as i32);
-            if chosen {
-                put(labels, place, token as i32);
-            }
-        }
+        let text = first * 4..(first + real) * 4;
+        self.masking.apply(self.masking.key(split, epoch), start, &mut ids[text.clone()], &mut labels[text]);
         if let Some((before, after)) = self.frame {
             put(ids, 0, before as i32);
             put(ids, first + real, after as i32);

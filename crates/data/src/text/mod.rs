@@ -2,11 +2,12 @@
 //!
 //! Source files ([`source`]) and a tokenizer ([`tokenizer`]) make a token shard ([`tokenize`], [`shards`]), which windows are
 //! read from: training in windows of T that start at a random phase each epoch, validation in windows that predict every
-//! held-out token exactly once. [`masked`] reads windows in which tokens are to be guessed from both sides; [`lengths`]
-//! pads samples that are texts of their own.
+//! held-out token exactly once. [`masked`] reads windows in which tokens are to be guessed from both sides, which [`masking`]
+//! chooses; [`lengths`] pads samples that are texts of their own.
 
 pub(crate) mod lengths;
 mod masked;
+pub(crate) mod masking;
 mod protobuf;
 mod sentencepiece;
 pub(crate) mod shards;

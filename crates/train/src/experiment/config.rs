@@ -69,7 +69,7 @@ pub struct Train {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
     /// Passes over the training data, in whole or in part; give `steps` or `epochs`.
-    #[schemars(extend("exclusiveMinimum" = 0))]
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1_000_000_000))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
     /// Samples in one batch. With `accumulate`, a step sees `batch * accumulate` samples.
@@ -238,7 +238,7 @@ pub enum Objective {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lora {
-    /// The columns of L and rows of R.
+    /// The columns of L and rows of R, where W is as large.
     #[schemars(range(min = 1))]
     pub rank: u64,
     /// The additions are multiplied by `alpha / rank`.
