@@ -19,6 +19,7 @@ use tenon_graph::passes::pipeline::{Options, compile};
 use tenon_graph::tensor::{Builder, Tensor};
 use tenon_graph::types::{DType, Shape, Type};
 
+use crate::kernels::{Convolution, Filtering};
 use crate::session::CpuBackend;
 use crate::simd::{LANES, evict};
 
@@ -263,7 +264,11 @@ impl Speed {
 
     /// The peak of operations and of bytes that a step could reach, and what it takes to start it.
     pub fn bounds(&self, program: &Program, step: &Step) -> Bounds {
-        let ((flops, bytes), bf16) = (work(program, step), is_bf16(program, step));
+        let ((mut flops, mut bytes), bf16) = (work(program, step), is_bf16(program, step));
+        if let Some(Filtering { products, bytes: filters, .. }) = convolution(program, step).and_then(|c| c.filtering())
+        {
+            (flops, bytes) = (flops * products, bytes + filters);
+        }
         let (peak, bandwidth, start) = match Kind::of(program, step) {
             Kind::Product if bf16 => (Rate::ProductBf16, self.bandwidth(bytes, Rate::Read), Rate::StartsBf16),
             Kind::Product => (Rate::ProductF32, self.bandwidth(bytes, Rate::Read), Rate::StartsF32),
@@ -285,9 +290,12 @@ impl Speed {
         let compute = match Kind::of(program, step) {
             Kind::Product | Kind::Fused | Kind::Move => compute,
             Kind::Convolution => {
-                let columns = columns(program, step).unwrap_or(MEASURED_COLUMNS);
+                let convolution = convolution(program, step);
+                let columns = convolution.and_then(|c| c.columns()).unwrap_or(MEASURED_COLUMNS);
                 let slower = filled_up(columns) / filled_up(MEASURED_COLUMNS);
-                compute * slower * peak(Rate::ProductF32, Rate::ProductBf16) / peak(Rate::ConvF32, Rate::ConvBf16)
+                let sums = convolution.and_then(|c| c.filtering()).map_or(0.0, |filtering| filtering.sums);
+                compute * slower * (1.0 + sums) * peak(Rate::ProductF32, Rate::ProductBf16)
+                    / peak(Rate::ConvF32, Rate::ConvBf16)
             }
             Kind::Attention => {
                 let own = if step.nodes.iter().any(|n| program.graph.node(*n).outputs().len() == 3) {
@@ -326,19 +334,21 @@ fn filled_up(columns: usize) -> f64 {
     (columns.next_multiple_of(LANES) + ENDS) as f64 / columns as f64
 }
 
-/// The columns of the products of a convolution that is not depthwise: the channels or filters of a group that it results in.
-fn columns(program: &Program, step: &Step) -> Option<usize> {
+/// The convolution that a step is.
+fn convolution(program: &Program, step: &Step) -> Option<Convolution> {
     let Work::Kernel { node, .. } = &step.work else { return None };
     let data = program.graph.node(*node);
     let Op::Conv(conv) = &data.op else { return None };
-    let weight = match conv.direction {
-        Direction::Forward | Direction::InputGradient => data.inputs[1],
-        Direction::WeightGradient => step.writes[0],
+    let result = data.outputs().next()?;
+    let (input, weight) = match conv.direction {
+        Direction::Forward => (data.inputs[0], data.inputs[1]),
+        Direction::InputGradient => (result, data.inputs[1]),
+        Direction::WeightGradient => (data.inputs[1], result),
     };
-    let sizes = program.graph.ty(weight).shape.sizes();
-    let (filters, channels) = (sizes[0] / conv.groups, sizes[sizes.len() - 1]);
-    let columns = if conv.direction == Direction::InputGradient { channels } else { filters };
-    (columns > 0 && filters.max(channels) > 1).then_some(columns)
+    let ty = |value| program.graph.ty(value);
+    let (input, filters) = (ty(input).shape.sizes(), ty(weight).shape.sizes()[0]);
+    let (operand, result) = (ty(data.inputs[0]).dtype, ty(result).dtype);
+    Some(Convolution::new(conv.direction, &input, &conv.windows, filters, conv.groups, operand, result))
 }
 
 /// Whether a step reads or writes only some rows of a buffer.
@@ -402,8 +412,8 @@ fn program(rate: Rate) -> Program {
         Rate::StartsBf16 => g.output("y", product(DType::BF16, 64, 128, 784)),
         Rate::AttentionF32 | Rate::AttentionGradientF32 => attention(&g, DType::F32, rate),
         Rate::AttentionBf16 | Rate::AttentionGradientBf16 => attention(&g, DType::BF16, rate),
-        Rate::ConvF32 => convolution(&g, DType::F32),
-        Rate::ConvBf16 => convolution(&g, DType::BF16),
+        Rate::ConvF32 => convolved(&g, DType::F32),
+        Rate::ConvBf16 => convolved(&g, DType::BF16),
         Rate::Fused => fused(&g),
         Rate::Cache => g.output("y", input("x", DType::F32, &[256, 1024]) + input("z", DType::F32, &[256, 1024])),
         Rate::Memory => g.output("y", input("x", DType::F32, &[2816, 1024]) + input("z", DType::F32, &[2816, 1024])),
@@ -462,10 +472,11 @@ fn attention(g: &Builder, dtype: DType, rate: Rate) {
     }
 }
 
-fn convolution(g: &Builder, dtype: DType) {
+fn convolved(g: &Builder, dtype: DType) {
     let image = g.input("image", Role::Data, Type::new(dtype, [2, 28, 28, MEASURED_COLUMNS]));
     let weight = g.input("weight", Role::Data, Type::new(dtype, [MEASURED_COLUMNS, 3, 3, MEASURED_COLUMNS]));
-    let window = Window { size: 3, stride: 1, dilation: 1, low: 1, high: 1 };
+    // Dilated, or f32 would be measured by minimal filtering.
+    let window = Window { size: 3, stride: 1, dilation: 2, low: 2, high: 2 };
     let windows = [window, window].into_iter().collect();
     let result = Shape::scalar();
     g.output("y", image.conv(weight, Conv { direction: Direction::Forward, windows, groups: 1, result, dtype }));

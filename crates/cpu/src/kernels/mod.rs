@@ -20,7 +20,7 @@ mod sort;
 mod view;
 mod window;
 
-pub use conv::{Convolution, Weights, convolve, convolve_with};
+pub use conv::{Convolution, Filtering, Weights, convolve, convolve_with};
 pub use copy::{clear, concat, copy, pad};
 pub use experts::{Experts, expert_matmul, expert_outer};
 pub use index::{

@@ -63,6 +63,14 @@ impl Gather {
         unsafe { pack_panels(cpu, &self.weights, layout, weights, to) };
     }
 
+    /// Where an element of packed `f32` weights of one tap is, and how many in the columns from it on follow it there.
+    pub(super) fn element(&self, k: usize, column: usize) -> (usize, usize) {
+        debug_assert!(self.weights.k.count() <= 1 && self.weights.lane == Lane::F32, "several blocks, or pairs");
+        let (panel, inside) = (column / self.weights.panel, column % self.weights.panel);
+        let width = self.weights.panel_width(panel);
+        (self.weights.at(0, panel).0 + k * width + inside, width - inside)
+    }
+
     /// Rows of a task at most: whole tiles.
     fn task_rows(&self) -> usize {
         let rows = POINTERS / (size_of::<*const u32>() * self.taps);
@@ -72,10 +80,14 @@ impl Gather {
     /// Rows and columns of a task, where there are `rows` in all, and `groups` of weights.
     pub(super) fn cut(&self, rows: usize, groups: usize) -> [usize; 2] {
         let each = rows.div_ceil(rows.div_ceil(self.task_rows()).max(1)).next_multiple_of(ROWS).max(ROWS);
-        let others = rows.div_ceil(each) * groups;
+        [each, self.columns(rows.div_ceil(each) * groups, TASKS)]
+    }
+
+    /// Columns of a task, whole panels, where each part of them makes `others` tasks and there should be `tasks`.
+    pub(super) fn columns(&self, others: usize, tasks: usize) -> usize {
         let panels = self.weights.panels();
-        let parts = TASKS.div_ceil(others.max(1)).min(panels);
-        [each, panels.div_ceil(parts.max(1)) * self.weights.panel]
+        let parts = tasks.div_ceil(others.max(1)).min(panels);
+        panels.div_ceil(parts.max(1)) * self.weights.panel
     }
 
     fn sums(&self) -> usize {

@@ -1,10 +1,10 @@
 //! Convolution and its two gradients, channels last, over one to three spatial axes.
 //!
-//! Three ways, chosen by the shape: a pointwise convolution is one matrix product; a depthwise one has direct loops
-//! ([`depthwise`]); any other is a product of the rows that its windows are ([`general`]). The weight gradient
-//! of all but depthwise ones is a product too ([`weight_gradient`]). Sums are those of
-//! [`gemm`](crate::gemm) over window elements, then channels (input gradient: then filters), in ascending order; the
-//! weight gradient's over pixels in ascending order.
+//! Four ways, chosen by the shape: a pointwise convolution is one matrix product; a depthwise one has direct loops
+//! ([`depthwise`]); one of 3 x 3 windows in f32 takes fewer products than those have ([`winograd`]); any other is a product of
+//! the rows that its windows are ([`general`]). The weight gradient of all but depthwise ones is a product too
+//! ([`weight_gradient`]). Sums are those of [`gemm`](crate::gemm) over window elements, then channels (input gradient: then
+//! filters), in ascending order; the weight gradient's over pixels in ascending order.
 
 mod ahead;
 mod depthwise;
@@ -12,6 +12,7 @@ mod gather;
 mod general;
 mod reads;
 mod weight_gradient;
+mod winograd;
 
 use super::view::{DType, View, ViewMut};
 use super::window::{Geometry, Pixels};
@@ -19,6 +20,8 @@ use crate::gemm::{Float, GemmSpec, Layout, gemm, gemm_scratch_bytes, pack_b, pac
 use crate::isa::{Cpu, Isa};
 use crate::kernels::view::{Pointer, Scratch, piece, scratch_bytes};
 use tenon_graph::op::{Direction, Window};
+pub use winograd::Filtering;
+use winograd::{Gradient, Winograd};
 
 /// A convolution: everything that its scratch memory depends on.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +68,7 @@ impl Weights {
             } else if spec.is_depthwise() {
                 depthwise::turn_weights(spec, w, to.cast());
             } else {
-                general::pack_weights(cpu, spec, w, to);
+                spec.pack_weights(cpu, w, to);
             }
         }
         Weights(Pointer(to))
@@ -123,7 +126,29 @@ impl Convolution {
         } else if self.is_depthwise() {
             piece::<f32>(depthwise::weights(self))
         } else {
-            general::weights_bytes(self, isa)
+            Winograd::new(self, isa).map_or_else(|| general::weights_bytes(self, isa), |w| w.weights_bytes())
+        }
+    }
+
+    /// Packs the weights of a convolution that is neither pointwise nor depthwise.
+    ///
+    /// # Safety
+    /// `to` has room for [`Convolution::weights_bytes`].
+    unsafe fn pack_weights(&self, cpu: &Cpu, w: Pixels, to: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe {
+            match Winograd::new(self, cpu.isa()) {
+                Some(winograd) => winograd.pack_weights(cpu, self, w, to),
+                None => general::pack_weights(cpu, self, w, to),
+            }
+        }
+    }
+
+    /// A forward convolution that is neither pointwise nor depthwise, with packed weights.
+    fn forward(&self, cpu: &Cpu, x: Pixels, weights: Pointer<u8>, y: Pixels, scratch: Scratch<'_>) {
+        match Winograd::new(self, cpu.isa()) {
+            Some(winograd) => winograd.run(cpu, self, x, weights, y, scratch),
+            None => general::forward(cpu, self, x, weights, y, scratch),
         }
     }
 
@@ -135,6 +160,12 @@ impl Convolution {
     /// Output pixels of the whole batch.
     fn pixels(&self) -> usize {
         self.geometry.n * self.geometry.outputs()
+    }
+
+    /// The columns of the products that it is made of, those of a group; `None` for a depthwise one.
+    pub fn columns(&self) -> Option<usize> {
+        let columns = if self.direction == Direction::InputGradient { self.group_channels } else { self.group_filters };
+        (columns > 0 && !self.is_depthwise()).then_some(columns)
     }
 
     /// Whether each window is one pixel, and each pixel has one.
@@ -189,6 +220,10 @@ impl Convolution {
             (piece::<u8>(gemm_scratch_bytes(&self.product(), isa, threads)), 0)
         } else if self.is_depthwise() {
             depthwise::scratch(self)
+        } else if let Some(winograd) = Winograd::new(self, isa) {
+            (if self.has_weights { 0 } else { winograd.weights_bytes() }, winograd.scratch(self))
+        } else if let Some(gradient) = Gradient::new(self) {
+            gradient.scratch(isa)
         } else {
             general::scratch(self, isa, threads)
         }
@@ -268,11 +303,22 @@ pub fn convolve(
         (false, Direction::Forward) => {
             let weights = made(spec.weights_bytes(cpu.isa()));
             // SAFETY: there is room for them.
-            unsafe { general::pack_weights(cpu, spec, b, weights.get()) };
-            general::forward(cpu, spec, a, weights, to, scratch);
+            unsafe { spec.pack_weights(cpu, b, weights.get()) };
+            spec.forward(cpu, a, weights, to, scratch);
         }
-        (false, Direction::InputGradient) => general::input_gradient(cpu, spec, a, b, to, scratch),
-        (false, Direction::WeightGradient) => weight_gradient::weight_gradient(cpu, spec, a, b, to, scratch),
+        (false, Direction::InputGradient) => match Winograd::new(spec, cpu.isa()) {
+            Some(winograd) => {
+                let weights = made(winograd.weights_bytes());
+                // SAFETY: there is room for them.
+                unsafe { winograd.pack_weights(cpu, spec, b, weights.get()) };
+                winograd.run(cpu, spec, a, weights, to, scratch);
+            }
+            None => general::input_gradient(cpu, spec, a, b, to, scratch),
+        },
+        (false, Direction::WeightGradient) => match Gradient::new(spec) {
+            Some(gradient) => gradient.run(cpu, a, b, to, scratch),
+            None => weight_gradient::weight_gradient(cpu, spec, a, b, to, scratch),
+        },
     }
 }
 
@@ -300,7 +346,7 @@ pub fn convolve_with(
     } else if spec.is_depthwise() {
         depthwise::forward(cpu, spec, x, weights.0, y, scratch);
     } else {
-        general::forward(cpu, spec, x, weights.0, y, scratch);
+        spec.forward(cpu, x, weights.0, y, scratch);
     }
 }
 
