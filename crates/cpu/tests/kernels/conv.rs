@@ -145,22 +145,32 @@ fn pointwise_strided_wide_and_empty_ones() {
 fn minimal_filtering_has_the_sums_of_the_definition_at_every_border() {
     let mut rng = Rng(3);
     let three = |low, high| Window { size: 3, stride: 1, dilation: 1, low, high };
+    let mut check =
+        |images: usize, spatial: Vec<usize>, windows: Vec<Window>, [group_channels, group_filters]: [usize; 2]| {
+            let outputs: usize = windows.iter().zip(&spatial).map(|(w, n)| w.outputs(*n).expect("fits")).product();
+            // As many results as it takes to be done in this form.
+            let n = images.max(128usize.div_ceil(outputs));
+            let (dtype, result) = (DType::F32, DType::F32);
+            let input = around(n, &spatial, group_channels);
+            for direction in Direction::ALL {
+                let spec = Convolution::new(direction, &input, &windows, group_filters, 1, dtype, result);
+                assert!(spec.filtering().is_some(), "{direction:?} of {input:?} to {group_filters}");
+            }
+            Case { n, spatial, windows, groups: 1, group_channels, group_filters, dtype, result }.check(&mut rng);
+        };
+    let mut sizes = Rng(4);
     for case in 0..24 {
-        let padding = if case % 3 == 0 { [1; 4] } else { [0; 4].map(|_| rng.below(4)) };
+        let padding = if case % 3 == 0 { [1; 4] } else { [0; 4].map(|_| sizes.below(4)) };
         let mut windows = vec![three(padding[0], padding[1]), three(padding[2], padding[3])];
-        let mut spatial = vec![3 + rng.below(8), 3 + rng.below(9)];
+        let mut spatial = vec![3 + sizes.below(8), 3 + sizes.below(9)];
         if case % 4 == 3 {
             windows.insert(0, Window { size: 1, stride: 1, dilation: 1, low: 0, high: 0 });
             spatial.insert(0, 2);
         }
-        let (group_channels, group_filters) = (rng.pick(&[32, 37, 48]), rng.pick(&[32, 50, 65]));
-        let (dtype, result) = (DType::F32, DType::F32);
-        Case { n: rng.pick(&[1, 2]), spatial, windows, groups: 1, group_channels, group_filters, dtype, result }
-            .check(&mut rng);
+        check(1, spatial, windows, [sizes.pick(&[32, 37, 48]), sizes.pick(&[32, 50, 65])]);
     }
-    // Several tasks of tiles, and several of filters.
-    for (n, spatial, group_channels, group_filters) in [(2, vec![27, 30], 32, 40), (1, vec![5, 4], 40, 330)] {
-        let (windows, dtype, result) = (vec![three(1, 1); 2], DType::F32, DType::F32);
-        Case { n, spatial, windows, groups: 1, group_channels, group_filters, dtype, result }.check(&mut rng);
-    }
+    // Several tasks of tiles, blocks of tiles, and tasks of filters.
+    check(2, vec![27, 30], vec![three(1, 1); 2], [32, 40]);
+    check(7, vec![30, 31], vec![three(1, 1); 2], [32, 33]);
+    check(1, vec![5, 4], vec![three(1, 1); 2], [40, 330]);
 }

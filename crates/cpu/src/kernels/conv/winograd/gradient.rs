@@ -10,10 +10,10 @@ use crate::simd::{Float, LANES, Lanes, Task};
 use std::ops::Range;
 use tenon_graph::op::Direction;
 
-/// Bytes of the tiles that are summed at once, about: they stay in the third-level cache.
+/// Bytes of the tiles that are summed in one chain, about: they stay in the third-level cache.
 const BLOCK: usize = 4 * 1024 * 1024;
-/// Tiles that are summed at once, at least and at most.
-const TILES: [usize; 2] = [96, 768];
+/// Tiles that are summed in one chain, at least and at most.
+const TILES: [usize; 2] = [256, 768];
 /// Tiles that one task makes.
 const EACH: usize = 2 * ROWS;
 /// Filters of a product at least, where there are more tasks than points.
@@ -25,7 +25,7 @@ pub(in super::super) struct Gradient {
     map: Map,
     channels: usize,
     filters: usize,
-    /// Tiles that are summed at once.
+    /// Tiles that are summed in one chain; the chains' results are added one after the other.
     tiles: usize,
 }
 
@@ -46,11 +46,11 @@ impl Gradient {
         self.filters.div_ceil(parts)
     }
 
-    /// The product of one point for `filters` filters, of `tiles` tiles, onto the sums of those before them.
-    fn product(&self, filters: usize, tiles: usize, onto: bool) -> GemmSpec {
+    /// The product of one point for `filters` filters, of `tiles` tiles.
+    fn product(&self, filters: usize, tiles: usize) -> GemmSpec {
         let rows = |channels| Layout::row_major(Element::F32, channels);
         let (gradients, inputs) = (rows(self.filters).transposed(), rows(self.channels));
-        GemmSpec { accumulate: onto, ..GemmSpec::new(filters, self.channels, tiles, gradients, inputs, inputs) }
+        GemmSpec::new(filters, self.channels, tiles, gradients, inputs, inputs)
     }
 
     /// The bytes of shared scratch and of scratch per worker.
@@ -62,9 +62,7 @@ impl Gradient {
         let mut each = 0;
         for filters in [self.part(), self.filters % self.part()] {
             for tiles in [self.tiles, self.map.tiles() % self.tiles.max(1)] {
-                for onto in [false, true] {
-                    each = each.max(gemm_scratch_bytes(&self.product(filters, tiles, onto), isa, 1));
-                }
+                each = each.max(gemm_scratch_bytes(&self.product(filters, tiles), isa, 1));
             }
         }
         (shared, piece::<u8>(each))
@@ -86,7 +84,7 @@ impl Gradient {
         unsafe {
             std::ptr::write_bytes(zeros.get(), 0, channels.max(filters));
             if self.map.tiles() == 0 {
-                std::ptr::write_bytes(sums.start.get(), 0, POINTS * sums.plane);
+                std::ptr::write_bytes(dw.bytes(0), 0, filters * 9 * channels * size_of::<f32>());
             }
         }
         for first in (0..self.map.tiles()).step_by(self.tiles.max(1)) {
@@ -102,18 +100,18 @@ impl Gradient {
             let parts = filters.div_ceil(part);
             cpu.pool.run(POINTS * parts, |task, worker| {
                 let (point, start) = (task / parts, task % parts * part);
-                let product = self.product(part.min(filters - start), tiles, first > 0);
+                let product = self.product(part.min(filters - start), tiles);
                 let memory = scratch.worker(worker).take::<u8>(gemm_scratch_bytes(&product, cpu.isa(), 1));
                 let a = gradients.row(point, 0).wrapping_add(start);
                 let (b, c) = (inputs.row(point, 0), sums.row(point, start));
                 // SAFETY: the planes have so many tiles; this task alone adds to these sums; the scratch is this worker's.
                 unsafe { gemm(cpu, &product, a.cast_const().cast(), b.cast_const().cast(), c.cast(), memory, None) };
             });
+            cpu.pool.run(filters, |filter, _| {
+                let to = dw.bytes(filter * 9 * channels).cast();
+                cpu.vectorise(Gather { sums, filter, to, onto: first > 0 });
+            });
         }
-        cpu.pool.run(filters, |filter, _| {
-            let to = dw.bytes(filter * 9 * channels).cast();
-            cpu.vectorise(Gather { sums, filter, to });
-        });
     }
 }
 
@@ -196,6 +194,8 @@ struct Gather {
     filter: usize,
     /// `[3][3][channels]`.
     to: *mut f32,
+    /// Whether it is added to what is there.
+    onto: bool,
 }
 
 impl Gather {
@@ -216,11 +216,14 @@ impl Gather {
             }
             let [left, middle, next, right] = columns;
             for y in 0..3 {
-                let line: [V; 3] = gathered([left[y], middle[y], next[y], right[y]]);
-                let to = self.to.add(y * 3 * self.sums.channels + channel);
-                f32::store_first(line[0], to, n);
-                f32::store_first(line[1], to.add(self.sums.channels), n);
-                f32::store_first(line[2], to.add(2 * self.sums.channels), n);
+                let mut line: [V; 3] = gathered([left[y], middle[y], next[y], right[y]]);
+                for (x, value) in line.iter_mut().enumerate() {
+                    let to = self.to.add((y * 3 + x) * self.sums.channels + channel);
+                    if self.onto {
+                        *value = read::<V>(to, n).add(*value);
+                    }
+                    f32::store_first(*value, to, n);
+                }
             }
         }
     }

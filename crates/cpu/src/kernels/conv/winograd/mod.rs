@@ -6,7 +6,8 @@
 //! the sums are the results ([`maps`]). The weight gradient goes the other way: `A y A^T` of a tile's output gradients times
 //! `B^T d B`, summed over tiles in ascending order, becomes `G^T u G` ([`gradient`]).
 //!
-//! A result depends on its own window alone, and its error is about that of direct sums.
+//! A result depends on its own window alone. Its error is no more than that of direct sums, whose chains are longer: of 64 channels
+//! 2.4e-7 against 4.1e-7 of the results' size.
 
 mod gradient;
 mod maps;
@@ -31,8 +32,10 @@ const LEAST: usize = 32;
 /// first-level cache.
 const APART: usize = LANES;
 
-/// Results, of one channel, at least: with fewer, making the points of the filters takes longer than what they save.
+/// Results of a channel at least, and pairs of a channel and a filter for each of them at most: making the points of filters
+/// must take less than what they save.
 const LEAST_PIXELS: usize = 128;
+const FILTERS_EACH: usize = 512;
 
 /// Whether a convolution has this form, and enough of everything to gain by it.
 fn fits(spec: &Convolution) -> bool {
@@ -40,7 +43,8 @@ fn fits(spec: &Convolution) -> bool {
     let [depth, high, wide] = spec.geometry.windows;
     let three = |w: Window| (w.size, w.stride, w.dilation) == (3, 1, 1);
     let floats = (spec.dtype, spec.result) == (DType::F32, DType::F32);
-    let enough = spec.channels.min(spec.filters) >= LEAST && spec.pixels() >= LEAST_PIXELS;
+    let (pixels, pairs) = (spec.pixels(), spec.channels * spec.filters);
+    let enough = spec.channels.min(spec.filters) >= LEAST && pixels >= LEAST_PIXELS.max(pairs / FILTERS_EACH);
     depth == plain && three(high) && three(wide) && floats && spec.groups == 1 && enough
 }
 
