@@ -11,7 +11,7 @@ use std::ops::Range;
 use tenon_graph::op::Direction;
 
 /// Bytes of the tiles that are summed in one chain, about: they stay in the third-level cache.
-const BLOCK: usize = 4 * 1024 * 1024;
+const BLOCK: usize = 2 * 1024 * 1024;
 /// Tiles that are summed in one chain, at least and at most.
 const TILES: [usize; 2] = [256, 768];
 /// Tiles that one task makes.
