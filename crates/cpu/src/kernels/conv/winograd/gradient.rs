@@ -1,6 +1,6 @@
 //! Weight gradients: what tiles read times the gradients of their results, summed over tiles.
 
-use super::{Map, OUT, POINTS, Planes, Read, SIDE, fits, plane, read};
+use super::{Each, Map, OUT, POINTS, Planes, Read, SIDE, Tiled, fits, plane, read};
 use crate::gemm::micro::ROWS;
 use crate::gemm::{Float as Element, GemmSpec, Layout, gemm, gemm_scratch_bytes};
 use crate::isa::{Cpu, Isa};
@@ -61,7 +61,7 @@ impl Gradient {
             planes(self.channels) + planes(self.filters) + sums + piece::<f32>(self.channels.max(self.filters));
         let mut each = 0;
         for filters in [self.part(), self.filters % self.part()] {
-            for tiles in [self.tiles, self.map.tiles() % self.tiles.max(1)] {
+            for tiles in [self.tiles, self.map.tiles() % self.tiles] {
                 each = each.max(gemm_scratch_bytes(&self.product(filters, tiles), isa, 1));
             }
         }
@@ -81,20 +81,16 @@ impl Gradient {
             Planes { start: Pointer(shared.take(POINTS * filters * channels)), channels, plane: filters * channels };
         let zeros = Pointer(shared.take::<f32>(channels.max(filters)));
         // SAFETY: there is room for them.
-        unsafe {
-            std::ptr::write_bytes(zeros.get(), 0, channels.max(filters));
-            if self.map.tiles() == 0 {
-                std::ptr::write_bytes(dw.bytes(0), 0, filters * 9 * channels * size_of::<f32>());
-            }
-        }
-        for first in (0..self.map.tiles()).step_by(self.tiles.max(1)) {
+        unsafe { std::ptr::write_bytes(zeros.get(), 0, channels.max(filters)) };
+        for first in (0..self.map.tiles()).step_by(self.tiles) {
             let tiles = self.tiles.min(self.map.tiles() - first);
             cpu.pool.run(tiles.div_ceil(EACH), |task, _| {
                 let part = task * EACH..tiles.min((task + 1) * EACH);
                 let tiles = first + part.start..first + part.end;
                 let [inputs, gradients] = [inputs, gradients].map(|planes| planes.after(part.start));
-                cpu.vectorise(Read { map: &self.map, from: x, zeros: zeros.get(), tiles: tiles.clone(), to: inputs });
-                cpu.vectorise(Spread { map: &self.map, from: dy, zeros: zeros.get(), tiles, to: gradients });
+                let (map, zeros) = (&self.map, zeros.get().cast_const());
+                cpu.vectorise(Each(Read { map, from: x, zeros, tiles: tiles.clone(), to: inputs }));
+                cpu.vectorise(Each(Spread { map, from: dy, zeros, tiles, to: gradients }));
             });
             let part = self.part();
             let parts = filters.div_ceil(part);
@@ -125,8 +121,9 @@ struct Spread<'a> {
     to: Planes,
 }
 
-impl Spread<'_> {
-    /// Where the gradients of a tile's results are.
+impl Tiled for Spread<'_> {
+    type Pixels = [[*const f32; OUT]; OUT];
+
     fn pixels(&self, tile: usize) -> [[*const f32; OUT]; OUT] {
         let ([n, z], [first_y, first_x]) = self.map.tile(tile);
         let mut pixels = [[self.zeros; OUT]; OUT];
@@ -138,10 +135,10 @@ impl Spread<'_> {
         pixels
     }
 
-    /// Up to 16 channels of a tile.
-    ///
-    /// # Safety
-    /// The pixels have these channels, and the planes the room.
+    fn size(&self) -> (Range<usize>, usize) {
+        (self.tiles.clone(), self.to.channels)
+    }
+
     #[inline(always)]
     unsafe fn channels<V: Lanes>(&self, pixels: &[[*const f32; OUT]; OUT], row: usize, channel: usize, n: usize) {
         let [[a, b], [c, d]] = *pixels;
@@ -150,33 +147,7 @@ impl Spread<'_> {
             let left: [V; SIDE] = spread([read(a.add(channel), n), read(c.add(channel), n)]);
             let right: [V; SIDE] = spread([read(b.add(channel), n), read(d.add(channel), n)]);
             for y in 0..SIDE {
-                let line: [V; SIDE] = spread([left[y], right[y]]);
-                let to = self.to.row(y * SIDE, row).wrapping_add(channel);
-                f32::store_first(line[0], to, n);
-                f32::store_first(line[1], to.wrapping_add(self.to.plane), n);
-                f32::store_first(line[2], to.wrapping_add(2 * self.to.plane), n);
-                f32::store_first(line[3], to.wrapping_add(3 * self.to.plane), n);
-            }
-        }
-    }
-}
-
-impl Task for Spread<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes>(self) {
-        let whole = self.to.channels / LANES * LANES;
-        for (row, tile) in self.tiles.clone().enumerate() {
-            let pixels = self.pixels(tile);
-            // SAFETY: every pixel has so many channels, and the planes have as many.
-            unsafe {
-                for channel in (0..whole).step_by(LANES) {
-                    self.channels::<V>(&pixels, row, channel, LANES);
-                }
-                if whole < self.to.channels {
-                    self.channels::<V>(&pixels, row, whole, self.to.channels - whole);
-                }
+                self.to.put(y, row, channel, n, spread([left[y], right[y]]));
             }
         }
     }
@@ -209,10 +180,7 @@ impl Gather {
         unsafe {
             let mut columns = [[V::splat(0.0); 3]; SIDE];
             for (x, column) in columns.iter_mut().enumerate() {
-                let from = self.sums.row(x, self.filter).wrapping_add(channel);
-                let line = SIDE * self.sums.plane;
-                let sums = [from, from.wrapping_add(line), from.wrapping_add(2 * line), from.wrapping_add(3 * line)];
-                *column = gathered([read(sums[0], n), read(sums[1], n), read(sums[2], n), read(sums[3], n)]);
+                *column = gathered(self.sums.column(x, self.filter, channel, n));
             }
             let [left, middle, next, right] = columns;
             for y in 0..3 {

@@ -1,6 +1,6 @@
 //! Forward convolutions and input gradients.
 
-use super::{Map, OUT, POINTS, Planes, Read, SIDE, fits, plane, read};
+use super::{Each, Map, OUT, POINTS, Planes, Read, SIDE, Tiled, fits, plane, read};
 use crate::gemm::Float as Element;
 use crate::gemm::micro::ROWS;
 use crate::isa::{Cpu, Isa};
@@ -11,12 +11,13 @@ use crate::simd::{Float, LANES, Lanes, Task};
 use std::ops::Range;
 use tenon_graph::op::Direction;
 
-/// Bytes of a task's tiles, before and after the products, about: half of a second-level cache.
+/// Bytes of a task's tiles, before and after the products, about: a second-level cache.
 const BLOCK: usize = 1024 * 1024;
 /// Tiles of a task, at least and at most.
 const TILES: [usize; 2] = [4 * ROWS, 16 * ROWS];
 /// Tasks that there are at least, where the sizes allow it.
 const TASKS: usize = 16;
+
 /// A forward convolution or an input gradient in this form.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Winograd {
@@ -101,6 +102,10 @@ impl Winograd {
         });
     }
 
+    /// Computes some columns of the results of some tiles.
+    ///
+    /// # Safety
+    /// The operands have these tiles, the pieces are as large as [`Winograd::scratch`] says, and nobody else writes these results.
     #[expect(clippy::too_many_arguments, reason = "the operands, and what of them")]
     unsafe fn part(
         &self,
@@ -122,7 +127,7 @@ impl Winograd {
         // SAFETY: the caller's; the pieces are of these sizes.
         unsafe {
             std::ptr::write_bytes(zeros, 0, self.from);
-            cpu.vectorise(Read { map, from, zeros, tiles: tiles.clone(), to: read });
+            cpu.vectorise(Each(Read { map, from, zeros, tiles: tiles.clone(), to: read }));
             let rows = self.product.rows(pieces, tiles.len());
             for point in 0..POINTS {
                 let (a, c) = (read.row(point, 0), sums.row(point, 0));
@@ -130,7 +135,7 @@ impl Winograd {
                 let weights = weights.get().add(point * self.product.weights_bytes());
                 self.product.multiply(&rows, weights, columns.clone(), c.cast(), columns.len());
             }
-            cpu.vectorise(Write { map, sums, tiles, column: columns.start, to });
+            cpu.vectorise(Each(Write { map, sums, tiles, column: columns.start, to }));
         }
     }
 }
@@ -231,8 +236,10 @@ struct Write<'a> {
     to: Pixels,
 }
 
-impl Write<'_> {
-    /// Where the results of a tile belong; null where there are none.
+impl Tiled for Write<'_> {
+    /// Null where there is no result.
+    type Pixels = [[*mut f32; OUT]; OUT];
+
     fn pixels(&self, tile: usize) -> [[*mut f32; OUT]; OUT] {
         let ([n, z], [first_y, first_x]) = self.map.tile(tile);
         let mut pixels = [[std::ptr::null_mut(); OUT]; OUT];
@@ -245,20 +252,17 @@ impl Write<'_> {
         pixels
     }
 
-    /// Up to 16 channels of a tile.
-    ///
-    /// # Safety
-    /// The planes have these sums; the results are this thread's.
+    fn size(&self) -> (Range<usize>, usize) {
+        (self.tiles.clone(), self.sums.channels)
+    }
+
     #[inline(always)]
     unsafe fn channels<V: Lanes>(&self, pixels: &[[*mut f32; OUT]; OUT], row: usize, channel: usize, n: usize) {
         // SAFETY: the caller's.
         unsafe {
             let mut columns = [[V::splat(0.0); OUT]; SIDE];
             for (x, column) in columns.iter_mut().enumerate() {
-                let from = self.sums.row(x, row).wrapping_add(channel);
-                let line = SIDE * self.sums.plane;
-                let sums = [from, from.wrapping_add(line), from.wrapping_add(2 * line), from.wrapping_add(3 * line)];
-                *column = results([read(sums[0], n), read(sums[1], n), read(sums[2], n), read(sums[3], n)]);
+                *column = results(self.sums.column(x, row, channel, n));
             }
             let [left, middle, next, right] = columns;
             for y in 0..OUT {
@@ -268,27 +272,6 @@ impl Write<'_> {
                 }
                 if !pixels[y][1].is_null() {
                     f32::store_first(line[1], pixels[y][1].add(channel), n);
-                }
-            }
-        }
-    }
-}
-
-impl Task for Write<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes>(self) {
-        let whole = self.sums.channels / LANES * LANES;
-        for (row, tile) in self.tiles.clone().enumerate() {
-            let pixels = self.pixels(tile);
-            // SAFETY: the planes have the sums of these channels, and the results are there.
-            unsafe {
-                for channel in (0..whole).step_by(LANES) {
-                    self.channels::<V>(&pixels, row, channel, LANES);
-                }
-                if whole < self.sums.channels {
-                    self.channels::<V>(&pixels, row, whole, self.sums.channels - whole);
                 }
             }
         }

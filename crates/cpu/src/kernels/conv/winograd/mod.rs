@@ -143,6 +143,35 @@ impl Planes {
     fn after(&self, tile: usize) -> Planes {
         Planes { start: Pointer(self.row(0, tile)), ..*self }
     }
+
+    /// `n` channels, from one on, of the points of a tile in a column.
+    ///
+    /// # Safety
+    /// They are there.
+    #[inline(always)]
+    unsafe fn column<V: Lanes>(&self, x: usize, tile: usize, channel: usize, n: usize) -> [V; SIDE] {
+        let from = self.row(x, tile).wrapping_add(channel);
+        let line = SIDE * self.plane;
+        let points = [from, from.wrapping_add(line), from.wrapping_add(2 * line), from.wrapping_add(3 * line)];
+        // SAFETY: the caller's.
+        unsafe { [read(points[0], n), read(points[1], n), read(points[2], n), read(points[3], n)] }
+    }
+
+    /// Writes `n` channels, from one on, of the points of a tile in a line.
+    ///
+    /// # Safety
+    /// There is room, and nobody else writes there.
+    #[inline(always)]
+    unsafe fn put<V: Lanes>(&self, y: usize, tile: usize, channel: usize, n: usize, line: [V; SIDE]) {
+        let to = self.row(y * SIDE, tile).wrapping_add(channel);
+        // SAFETY: the caller's.
+        unsafe {
+            f32::store_first(line[0], to, n);
+            f32::store_first(line[1], to.wrapping_add(self.plane), n);
+            f32::store_first(line[2], to.wrapping_add(2 * self.plane), n);
+            f32::store_first(line[3], to.wrapping_add(3 * self.plane), n);
+        }
+    }
 }
 
 /// Floats from the plane of a point to the next, of so many tiles with so many channels.
@@ -160,6 +189,45 @@ unsafe fn read<V: Lanes>(from: *const f32, n: usize) -> V {
     unsafe { f32::load_first(from, n) }
 }
 
+/// What is done with tiles one after the other, some channels at a time.
+trait Tiled {
+    /// Where the pixels of a tile are.
+    type Pixels;
+    fn pixels(&self, tile: usize) -> Self::Pixels;
+    /// All tiles, and how many channels they have.
+    fn size(&self) -> (Range<usize>, usize);
+    /// Up to 16 channels of the tile that is number `row` of all.
+    ///
+    /// # Safety
+    /// The pixels and the planes have these channels, and nobody else what is written.
+    unsafe fn channels<V: Lanes>(&self, pixels: &Self::Pixels, row: usize, channel: usize, n: usize);
+}
+
+/// All channels of all tiles.
+struct Each<T>(T);
+
+impl<T: Tiled> Task for Each<T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let (tiles, channels) = self.0.size();
+        let whole = channels / LANES * LANES;
+        for (row, tile) in tiles.enumerate() {
+            let pixels = self.0.pixels(tile);
+            // SAFETY: pixels and planes have so many channels, and whoever asks for these tiles alone writes them.
+            unsafe {
+                for channel in (0..whole).step_by(LANES) {
+                    self.0.channels::<V>(&pixels, row, channel, LANES);
+                }
+                if whole < channels {
+                    self.0.channels::<V>(&pixels, row, whole, channels - whole);
+                }
+            }
+        }
+    }
+}
+
 /// `B^T d B` of tiles.
 struct Read<'a> {
     map: &'a Map,
@@ -170,8 +238,9 @@ struct Read<'a> {
     to: Planes,
 }
 
-impl Read<'_> {
-    /// Where the pixels are that a tile reads.
+impl Tiled for Read<'_> {
+    type Pixels = [[*const f32; SIDE]; SIDE];
+
     fn pixels(&self, tile: usize) -> [[*const f32; SIDE]; SIDE] {
         let ([n, z], first) = self.map.tile(tile);
         let mut pixels = [[self.zeros; SIDE]; SIDE];
@@ -185,51 +254,25 @@ impl Read<'_> {
         pixels
     }
 
-    /// Up to 16 channels of a tile.
-    ///
-    /// # Safety
-    /// The pixels have these channels, and the planes the room.
+    fn size(&self) -> (Range<usize>, usize) {
+        (self.tiles.clone(), self.to.channels)
+    }
+
     #[inline(always)]
     unsafe fn channels<V: Lanes>(&self, pixels: &[[*const f32; SIDE]; SIDE], row: usize, channel: usize, n: usize) {
         let [top, upper, lower, bottom] = pixels;
         // SAFETY: the caller's.
         unsafe {
-            let at = |pixel: *const f32| pixel.wrapping_add(channel);
             let mut columns = [[V::splat(0.0); SIDE]; SIDE];
             for x in 0..SIDE {
-                let pixels = [at(top[x]), at(upper[x]), at(lower[x]), at(bottom[x])];
+                let pixels =
+                    [top[x].add(channel), upper[x].add(channel), lower[x].add(channel), bottom[x].add(channel)];
                 columns[x] =
                     differences([read(pixels[0], n), read(pixels[1], n), read(pixels[2], n), read(pixels[3], n)]);
             }
             let [left, middle, next, right] = columns;
             for y in 0..SIDE {
-                let line: [V; SIDE] = differences([left[y], middle[y], next[y], right[y]]);
-                let to = self.to.row(y * SIDE, row).wrapping_add(channel);
-                f32::store_first(line[0], to, n);
-                f32::store_first(line[1], to.wrapping_add(self.to.plane), n);
-                f32::store_first(line[2], to.wrapping_add(2 * self.to.plane), n);
-                f32::store_first(line[3], to.wrapping_add(3 * self.to.plane), n);
-            }
-        }
-    }
-}
-
-impl Task for Read<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes>(self) {
-        let whole = self.to.channels / LANES * LANES;
-        for (row, tile) in self.tiles.clone().enumerate() {
-            let pixels = self.pixels(tile);
-            // SAFETY: every pixel has so many channels, and the planes have as many.
-            unsafe {
-                for channel in (0..whole).step_by(LANES) {
-                    self.channels::<V>(&pixels, row, channel, LANES);
-                }
-                if whole < self.to.channels {
-                    self.channels::<V>(&pixels, row, whole, self.to.channels - whole);
-                }
+                self.to.put::<V>(y, row, channel, n, differences([left[y], middle[y], next[y], right[y]]));
             }
         }
     }
