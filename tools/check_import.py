@@ -21,6 +21,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 BOUND = 1e-4
+LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "depths"}
 FOLDER = pathlib.Path(tempfile.gettempdir()) / "tenon-check-import"
 TENON = "tenon"
 
@@ -60,17 +61,40 @@ def apart(found, wanted, seen=None):
     return ((found - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def of_transformers(folder, kind, config, inputs, seen=None, labels=None, unsaid=()):
+def with_less_said(rng, folder, kind, unsaid, given):
+    """Leaves the keys `unsaid`, and often another one, out of config.json, and gives what the library then makes of the folder;
+    nothing if it does not open it."""
+    file = folder / "in/config.json"
+    said = {key: value for key, value in json.loads(file.read_text()).items() if key not in unsaid}
+    file.write_text(json.dumps(said))
+    if rng.random() < 0.5:
+        return None
+    # Without its type or class a folder says not what it is of, and without its number of layers too little of the weights.
+    left_out = rng.choice(sorted(set(said) - {"model_type", "architectures"} - LAYERS))
+    file.write_text(json.dumps({key: value for key, value in said.items() if key != left_out}))
+    try:
+        model, told = kind.from_pretrained(folder / "in", attn_implementation="eager", output_loading_info=True)
+        with torch.no_grad():
+            wanted = model.eval()(**given)
+        if not any(told.values()):
+            return wanted
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+        pass
+    file.write_text(json.dumps(said))
+    return None
+
+
+def of_transformers(rng, folder, kind, config, inputs, seen=None, labels=None, unsaid=()):
     """The greatest differences: of results, and of the library's results from what Tenon wrote. The keys `unsaid` are left
     out of config.json."""
     config._attn_implementation = "eager"
     model = perturbed(kind(config))
     model.save_pretrained(folder / "in")
-    said = json.loads((folder / "in/config.json").read_text())
-    (folder / "in/config.json").write_text(json.dumps({key: value for key, value in said.items() if key not in unsaid}))
     given = inputs if labels is None else dict(inputs, labels=labels)
-    with torch.no_grad():
-        wanted = model(**given)
+    wanted = with_less_said(rng, folder, kind, unsaid, given)
+    if wanted is None:
+        with torch.no_grad():
+            wanted = model(**given)
     tenon("import", folder / "in", "--out", folder / "out")
     found = forward(folder, given)
     results = [name for name in ("logits", "last_hidden_state", "pooler_output", "loss") if wanted.get(name) is not None]
@@ -171,7 +195,7 @@ def decoder(rng, folder):
     unsaid = [key for key in ["layer_types"] if rng.random() < 0.5]
     if family == "Qwen3" and config.head_dim == 128:
         unsaid.append("head_dim")
-    return kind.__name__, of_transformers(folder, kind, config, inputs, seen, labels if guessed else None, unsaid)
+    return kind.__name__, of_transformers(rng, folder, kind, config, inputs, seen, labels if guessed else None, unsaid)
 
 
 def problem(rng, config, batch):
@@ -200,7 +224,7 @@ def encoder(rng, folder):
     if family == "Bert" and rng.random() < 0.5:
         inputs["token_type_ids"] = torch.randint(0, 2, seen.shape)
     labels = problem(rng, config, len(seen)) if kind.__name__.endswith("SequenceClassification") else None
-    return kind.__name__, of_transformers(folder, kind, config, inputs, seen, labels)
+    return kind.__name__, of_transformers(rng, folder, kind, config, inputs, seen, labels)
 
 
 def patches(rng, folder):
@@ -215,7 +239,7 @@ def patches(rng, folder):
     )  # fmt: skip
     pixels = torch.randn(1, config.num_channels, *size)
     labels = problem(rng, config, 1) if kind.__name__.endswith("ForImageClassification") else None
-    return kind.__name__, of_transformers(folder, kind, config, dict(pixel_values=pixels), None, labels)
+    return kind.__name__, of_transformers(rng, folder, kind, config, dict(pixel_values=pixels), None, labels)
 
 
 def residuals(rng, folder):
@@ -229,7 +253,7 @@ def residuals(rng, folder):
     # What is not in config.json is the usual size of an image.
     pixels = torch.randn(1, config.num_channels, 224, 224)
     kind = rng.choice([hf.ResNetModel, hf.ResNetForImageClassification])
-    return kind.__name__, of_transformers(folder, kind, config, dict(pixel_values=pixels))
+    return kind.__name__, of_transformers(rng, folder, kind, config, dict(pixel_values=pixels))
 
 
 def weights_alone(rng, folder):

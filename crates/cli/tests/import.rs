@@ -325,6 +325,35 @@ fn windows_are_those_of_the_class_where_its_config_does_not_say() {
 }
 
 #[test]
+fn what_changes_numbers_only_is_that_of_the_class_where_its_config_does_not_say() {
+    let lab = Lab::new("import-unsaid");
+    let int = HyperValue::Int;
+    let sizes = [("width", int(64)), ("heads", int(4)), ("layers", int(1)), ("vocab", int(12))];
+    let experts = [("hidden", int(8)), ("experts", int(8)), ("plain_hidden", int(8)), ("head", int(4))];
+    let of_qwen_2 =
+        [("qk_norm", false.into()), ("qkv_bias", true.into()), ("alternate", true.into()), ("shared", int(8))];
+    let heads = [("head", int(16)), ("hidden", int(8))];
+    for (architecture, set, left_out, name, expected) in [
+        ("qwen_moe", &experts[..], "num_experts_per_tok", "chosen", json!(8)),
+        ("qwen_moe", &[&experts[..], &of_qwen_2].concat(), "num_experts_per_tok", "chosen", json!(4)),
+        ("qwen_moe", &experts, "rope_theta", "base", json!(1e4)),
+        ("moe", &heads, "num_attention_heads", "heads", json!(32)),
+        ("llama", &heads, "num_attention_heads", "heads", json!(32)),
+        ("roberta", &[("inner", int(8))], "layer_norm_eps", "eps", json!(1e-12)),
+    ] {
+        made(&lab, architecture, "in", &[&sizes[..], set].concat());
+        with_config(&lab, "in", &|config| {
+            assert!(config.remove(left_out).is_some(), "{architecture}: {left_out}");
+            // Where newer versions have `rope_theta`.
+            config.remove("rope_parameters");
+        });
+        // Another number of heads does not fit these weights: here only what is read counts.
+        let model = open(&lab.path("in")).unwrap_or_else(|error| panic!("{architecture}: {error}"));
+        assert_eq!(model.hyperparameter(name).unwrap().to_json(), expected, "{architecture}: {left_out}");
+    }
+}
+
+#[test]
 fn qwen_2_with_experts_has_its_window_in_every_second_layer() {
     let lab = Lab::new("import-qwen2-moe");
     let int = HyperValue::Int;
