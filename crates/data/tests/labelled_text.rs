@@ -367,7 +367,7 @@ fn samples_are_masked_whatever_file_they_come_from() {
     assert!(both.len() == 301 && both.contains(&"[CLS]gfedcba[SEP]".to_owned()));
 
     for (source, masked, said) in [
-        ("csv = \"t.csv\", text = \"text\"", false, "to be classified `label`"),
+        ("csv = \"t.csv\", text = \"text\"", false, "to be classified, `label`"),
         ("csv = \"t.csv\"", true, "either `csv` or `jsonl` with the column `text`"),
         ("csv = \"t.csv\", text = \"text\", label = \"knid\"", true, "no column `knid`"),
     ] {

@@ -90,8 +90,8 @@ pub(super) fn read(
         _ => {
             return Err(DataError::setting(
                 "data.labelled_text",
-                "texts need either `csv` or `jsonl` with the column `text`, and to be classified `label`, or a `folder`, \
-                 to be classified with a folder for each class",
+                "texts are either `csv` or `jsonl` with the column `text` and, to be classified, `label`; or a `folder`, to be \
+                 classified with a folder for each class",
                 "labelled_text = { csv = \"reviews.csv\", text = \"review\", label = \"stars\" } or \
                  labelled_text = { folder = \"mails\" }; texts without classes are for train.objective = \"masked-lm\"",
             ));
