@@ -65,27 +65,31 @@ impl<V: Lanes> Best<V> {
     }
 }
 
-/// The best element of one window, sixteen channels.
+/// The best elements of one window, `P` vectors of channels of which the last has `count`.
 ///
 /// # Safety
 /// The channels exist.
 #[inline(always)]
-unsafe fn best<V: Lanes>(
+unsafe fn best<V: Lanes, const P: usize>(
     geometry: &Geometry,
     from: &Pixels,
     n: usize,
     output: [usize; 3],
     channel: usize,
     count: usize,
-) -> Best<V> {
-    let mut best = Best { max: V::splat(f32::NEG_INFINITY), tap: V::splat(-1.0) };
+) -> [Best<V>; P] {
+    let mut best = [Best { max: V::splat(f32::NEG_INFINITY), tap: V::splat(-1.0) }; P];
     let mut first = true;
     geometry.for_taps(
         output,
         #[inline(always)]
         |tap, at| {
-            // SAFETY: a pixel of the input, and channels of it.
-            best = best.with(unsafe { from.load(from.offset(n, at) + channel, count) }, tap, first);
+            let from_here = from.offset(n, at) + channel;
+            for (part, best) in best.iter_mut().enumerate() {
+                let lanes = if part + 1 < P { LANES } else { count };
+                // SAFETY: a pixel of the input, and channels of it.
+                *best = best.with(unsafe { from.load(from_here + part * LANES, lanes) }, tap, first);
+            }
             first = false;
         },
     );
@@ -108,32 +112,60 @@ impl Task for Row<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let Row { geometry, op, from, to, channels, n, row } = self;
-        for x in 0..geometry.output[2] {
-            let output = [row / geometry.output[1], row % geometry.output[1], x];
-            let divisor = V::splat(divisor(geometry, op, output));
-            for channel in (0..channels).step_by(LANES) {
-                let count = (channels - channel).min(LANES);
-                let result = match op {
-                    // SAFETY: channels below their number.
-                    PoolOp::Max => unsafe { best::<V>(geometry, &from, n, output, channel, count) }.max,
-                    PoolOp::Mean | PoolOp::MeanValid => {
-                        let mut sum = V::splat(0.0);
-                        geometry.for_taps(
-                            output,
-                            #[inline(always)]
-                            |_, at| {
-                                // SAFETY: a pixel of the input, and channels of it.
-                                sum = sum.add(unsafe { from.load(from.offset(n, at) + channel, count) });
-                            },
-                        );
-                        sum.div(divisor)
+        for x in 0..self.geometry.output[2] {
+            let output = [self.row / self.geometry.output[1], self.row % self.geometry.output[1], x];
+            let mut channel = 0;
+            while channel < self.channels {
+                // SAFETY: channels below their number.
+                channel += unsafe {
+                    match self.channels - channel {
+                        WIDE.. => self.channels::<V, PARTS>(output, channel, LANES),
+                        left => self.channels::<V, 1>(output, channel, left.min(LANES)),
                     }
                 };
-                // SAFETY: this task alone writes its row of outputs.
-                unsafe { to.store(to.offset(n, output) + channel, count, result) };
             }
         }
+    }
+}
+
+impl Row<'_> {
+    /// `P` vectors of channels of one output, of which the last has `count`; how many channels that is.
+    ///
+    /// # Safety
+    /// The channels exist, and this thread alone writes them.
+    #[inline(always)]
+    unsafe fn channels<V: Lanes, const P: usize>(&self, output: [usize; 3], channel: usize, count: usize) -> usize {
+        let Row { geometry, op, from, to, n, .. } = self;
+        let mut results = [V::splat(0.0); P];
+        let lanes = |part: usize| if part + 1 < P { LANES } else { count };
+        // SAFETY: the caller's.
+        unsafe {
+            if *op == PoolOp::Max {
+                let best = best::<V, P>(geometry, from, *n, output, channel, count);
+                for (result, best) in results.iter_mut().zip(best) {
+                    *result = best.max;
+                }
+            } else {
+                geometry.for_taps(
+                    output,
+                    #[inline(always)]
+                    |_, at| {
+                        let from_here = from.offset(*n, at) + channel;
+                        for (part, sum) in results.iter_mut().enumerate() {
+                            *sum = sum.add(from.load(from_here + part * LANES, lanes(part)));
+                        }
+                    },
+                );
+                let divisor = V::splat(divisor(geometry, *op, output));
+                for sum in &mut results {
+                    *sum = sum.div(divisor);
+                }
+            }
+            for (part, result) in results.into_iter().enumerate() {
+                to.store(to.offset(*n, output) + channel + part * LANES, lanes(part), result);
+            }
+        }
+        (P - 1) * LANES + count
     }
 }
 
@@ -146,9 +178,9 @@ pub fn pool_gradient_scratch_bytes(op: PoolOp, windows: &[Window], input: &[usiz
     scratch_bytes(0, best_elements(op, &geometry, parts(&geometry, input[input.len() - 1])), threads)
 }
 
-/// Vectors of channels that one task of the gradient takes at most: finding the windows of a pixel costs as much as a
-/// vector's work.
+/// Vectors of channels that are worked on at once at most: finding the windows of a pixel costs as much as a vector's work.
 const PARTS: usize = 4;
+const WIDE: usize = PARTS * LANES;
 /// Tasks worth having, so that a few threads share them evenly.
 const TASKS: usize = 16;
 
@@ -218,7 +250,7 @@ struct Gradient<'a> {
     n: usize,
     channel: usize,
     count: usize,
-    /// `[outputs][vectors]`: the element that is the maximum of each window.
+    /// `[outputs][vectors at once]`: the element that is the maximum of each window.
     best: *mut f32,
 }
 
@@ -227,46 +259,63 @@ impl Task for Gradient<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let Gradient { geometry, op, input, gradient, to, n, channel, count, best: elements } = self;
-        let parts = count.div_ceil(LANES);
-        let lanes = |part: usize| (count - part * LANES).min(LANES);
         // SAFETY: pixels that exist, and channels of them; the scratch has room for all outputs; this task alone writes
         // its channels of its batch entry.
         unsafe {
-            let winner = |output: usize, part: usize| elements.add((output * parts + part) * LANES);
-            if op == PoolOp::Max {
+            if self.count == WIDE {
+                return self.channels::<V, PARTS>(self.channel, LANES);
+            }
+            for first in (0..self.count).step_by(LANES) {
+                self.channels::<V, 1>(self.channel + first, LANES.min(self.count - first));
+            }
+        }
+    }
+}
+
+impl Gradient<'_> {
+    /// `P` vectors of channels, of which the last has `count`.
+    ///
+    /// # Safety
+    /// The channels exist, this thread alone writes them, and there is scratch for the best elements of all outputs.
+    #[inline(always)]
+    unsafe fn channels<V: Lanes, const P: usize>(&self, channel: usize, count: usize) {
+        let Gradient { geometry, op, input, gradient, to, n, best: elements, .. } = self;
+        let lanes = |part: usize| if part + 1 < P { LANES } else { count };
+        let winner = |output: usize, part: usize| elements.wrapping_add((output * P + part) * LANES);
+        // SAFETY: the caller's.
+        unsafe {
+            if *op == PoolOp::Max {
                 for i in 0..geometry.outputs() {
-                    let output = place(i, geometry.output);
-                    for part in 0..parts {
-                        let first = channel + part * LANES;
-                        best::<V>(geometry, &input, n, output, first, lanes(part)).tap.store(winner(i, part));
+                    let best = best::<V, P>(geometry, input, *n, place(i, geometry.output), channel, count);
+                    for (part, best) in best.into_iter().enumerate() {
+                        best.tap.store(winner(i, part));
                     }
                 }
             }
             for i in 0..geometry.inputs() {
                 let at = place(i, geometry.input);
-                let mut sums = [V::splat(0.0); PARTS];
+                let mut sums = [V::splat(0.0); P];
                 geometry.for_windows(
                     at,
                     #[inline(always)]
                     |tap, output| {
-                        let from = gradient.offset(n, output) + channel;
+                        let from = gradient.offset(*n, output) + channel;
                         let window = number(output, geometry.output);
-                        for (part, sum) in sums.iter_mut().enumerate().take(parts) {
+                        for (part, sum) in sums.iter_mut().enumerate() {
                             let dy = gradient.load::<V>(from + part * LANES, lanes(part));
                             let share = match op {
                                 PoolOp::Max => {
                                     let winner = V::load(winner(window, part));
                                     winner.select_eq(V::splat(tap as f32), dy, V::splat(0.0))
                                 }
-                                PoolOp::Mean | PoolOp::MeanValid => dy.div(V::splat(divisor(geometry, op, output))),
+                                PoolOp::Mean | PoolOp::MeanValid => dy.div(V::splat(divisor(geometry, *op, output))),
                             };
                             *sum = sum.add(share);
                         }
                     },
                 );
-                for (part, sum) in sums.iter().enumerate().take(parts) {
-                    to.store(to.offset(n, at) + channel + part * LANES, lanes(part), *sum);
+                for (part, sum) in sums.into_iter().enumerate() {
+                    to.store(to.offset(*n, at) + channel + part * LANES, lanes(part), sum);
                 }
             }
         }
