@@ -122,6 +122,13 @@ fn what_matches_nothing_is_an_error_that_says_what_would() {
     assert!(rank.contains("rank of 25 is more than h.0.gate.weight [64, 24]"), "{rank}");
     let freeze = refused("train.freeze=[\"h.7.*\"]");
     assert!(freeze.contains("matches no parameter") && freeze.contains("h.*.norm.weight"), "{freeze}");
+    for (set, setting) in [
+        ("train.no_decay=[\"words*\",\"*.wieght\"]", "`no_decay = [\"*.wieght\"]` matches no parameter"),
+        ("train.lora={ also_train = [\"haed.*\"] }", "`lora.also_train = [\"haed.*\"]` matches no parameter"),
+    ] {
+        let pattern = refused(set);
+        assert!(pattern.contains(setting) && pattern.contains("head.weight"), "{pattern}");
+    }
     let both = lab.tenon(&format!("plan own.toml --set {LORA} --set train.freeze=[\"*\"]")).expect(2).stderr;
     assert!(both.contains("`train.freeze` is given beside `train.lora`"), "{both}");
 }

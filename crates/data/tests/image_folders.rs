@@ -100,6 +100,20 @@ fn samples_do_not_depend_on_who_asks_and_when() {
     assert_ne!(opened(&folder, PLAIN).checksum(), data.checksum());
 }
 
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_as_corrupt_as_a_damaged_file() {
+    let folder = animals();
+    let link = folder.dir.path().join("animals/cat/gone.png");
+    std::os::unix::fs::symlink("nowhere.png", link).unwrap();
+    let refused = folder.error(PLAIN);
+    assert!(refused.starts_with("the link leads to no file\n  --> animals/cat/gone.png\n  try: "), "{refused}");
+    let data = opened(&folder, "images = { folder = \"animals\", size = [8, 10], on_corrupt = \"skip\" }\n");
+    assert_eq!(data.facts().train.class_counts, [5, 6]);
+    let told = |note: &String| note.contains("1 images cannot be decoded") && note.contains("gone.png");
+    assert!(data.facts().notes.iter().any(told), "{:?}", data.facts().notes);
+}
+
 #[test]
 fn corrupt_files_are_named_and_skipped_or_refused() {
     let folder = animals();

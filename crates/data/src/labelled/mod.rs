@@ -157,7 +157,7 @@ fn class_notes(facts: &Facts) -> Vec<String> {
             let (count, part, names) = (empty.len(), split.name(), names.join(", "));
             let elsewhere = |class: &usize| splits.iter().any(|s| facts.split(*s).class_counts.get(*class) > Some(&0));
             let hint = match empty.iter().any(elsewhere) {
-                true => "; if the file is sorted by class, hold out with { stratified = 0.2 }; if it is one of two, compare their labels",
+                true => "; if the file is sorted by class, hold out with { stratified = 0.2 }; if another file is held out, compare the labels of both",
                 false => "",
             };
             format!("{count} of {classes} classes have no sample in the {part} part: {names}{more}{hint}")

@@ -2,11 +2,11 @@
 //!
 //! Source files ([`source`]) and a tokenizer ([`tokenizer`]) make a token shard ([`tokenize`], [`shards`]), which windows are
 //! read from: training in windows of T that start at a random phase each epoch, validation in windows that predict every
-//! held-out token exactly once. [`masked`] reads windows in which tokens are to be guessed from both sides, which [`masking`]
+//! held-out token exactly once. [`masked_windows`] reads windows in which tokens are to be guessed from both sides, which [`masking`]
 //! chooses; [`lengths`] pads samples that are texts of their own.
 
 pub(crate) mod lengths;
-mod masked;
+mod masked_windows;
 pub(crate) mod masking;
 mod protobuf;
 mod sentencepiece;
@@ -100,8 +100,8 @@ pub(crate) fn open(
     tokenizer_notes(settings.tokenizer, &shards, &mut notes);
     let file = &source.segments[0].path;
     if masked {
-        let tokens = masked::Tokens { shards, tokenizer, from_cache, notes };
-        return Ok(Box::new(masked::MaskedDataset::new(tokens, context, seed, file)?));
+        let tokens = masked_windows::Tokens { shards, tokenizer, from_cache, notes };
+        return Ok(Box::new(masked_windows::MaskedWindows::new(tokens, context, seed, file)?));
     }
     let mut dataset = TokenDataset {
         shards,

@@ -21,7 +21,7 @@ use crate::isa::{Cpu, Isa};
 use crate::kernels::view::{Pointer, Scratch, piece, scratch_bytes};
 use tenon_graph::op::{Direction, Window};
 pub use winograd::Filtering;
-use winograd::{Gradient, Winograd};
+use winograd::{WeightGradient, Winograd};
 
 /// A convolution: everything that its scratch memory depends on.
 #[derive(Clone, Copy, Debug)]
@@ -222,7 +222,7 @@ impl Convolution {
             depthwise::scratch(self)
         } else if let Some(winograd) = Winograd::new(self, isa) {
             (if self.has_weights { 0 } else { winograd.weights_bytes() }, winograd.scratch(self))
-        } else if let Some(gradient) = Gradient::new(self) {
+        } else if let Some(gradient) = WeightGradient::new(self) {
             gradient.scratch(isa)
         } else {
             general::scratch(self, isa, threads)
@@ -315,7 +315,7 @@ pub fn convolve(
             }
             None => general::input_gradient(cpu, spec, a, b, to, scratch),
         },
-        (false, Direction::WeightGradient) => match Gradient::new(spec) {
+        (false, Direction::WeightGradient) => match WeightGradient::new(spec) {
             Some(gradient) => gradient.run(cpu, a, b, to, scratch),
             None => weight_gradient::weight_gradient(cpu, spec, a, b, to, scratch),
         },

@@ -4,22 +4,22 @@
 //! Results are computed in tiles of 2 x 2. What a tile reads, 4 x 4 pixels, becomes `B^T d B`; each of its sixteen elements, its
 //! points, is multiplied by the same one of `G g G^T` and summed over channels as [`gemm`](crate::gemm) does; and `A^T m A` of
 //! the sums are the results ([`maps`]). The weight gradient goes the other way: `A y A^T` of a tile's output gradients times
-//! `B^T d B`, summed over tiles in ascending order, becomes `G^T u G` ([`gradient`]).
+//! `B^T d B`, summed over tiles in ascending order, becomes `G^T u G` ([`weight_gradient`]).
 //!
 //! A result depends on its own window alone. Its error is no more than that of direct sums, whose chains are longer: of 64 channels
 //! 2.4e-7 against 4.1e-7 of the results' size.
 
-mod gradient;
 mod maps;
+mod weight_gradient;
 
 use super::{Convolution, Pixels};
 use crate::kernels::view::{DType, Pointer};
 use crate::kernels::window::place;
 use crate::simd::{Float, LANES, Lanes, Task};
-pub(super) use gradient::Gradient;
 pub(super) use maps::Winograd;
 use std::ops::Range;
 use tenon_graph::op::{Direction, Window};
+pub(super) use weight_gradient::WeightGradient;
 
 /// Elements of what a tile reads, along an axis and in all.
 const SIDE: usize = 4;

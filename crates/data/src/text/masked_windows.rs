@@ -20,7 +20,7 @@ pub(super) struct Tokens {
 }
 
 /// Masked windows of a token shard. Where the tokenizer has tokens for start and end, they frame each window.
-pub(super) struct MaskedDataset {
+pub(super) struct MaskedWindows {
     shards: Shards,
     tokenizer: Tokenizer,
     /// Tokens of a window that come from the text.
@@ -35,9 +35,9 @@ pub(super) struct MaskedDataset {
     checksum: String,
 }
 
-impl MaskedDataset {
+impl MaskedWindows {
     /// Windows of `context` tokens; `file` is for messages.
-    pub fn new(tokens: Tokens, context: usize, seed: u64, file: &Path) -> Result<MaskedDataset, DataError> {
+    pub fn new(tokens: Tokens, context: usize, seed: u64, file: &Path) -> Result<MaskedWindows, DataError> {
         let Tokens { shards, tokenizer, from_cache, notes } = tokens;
         let named = |names: &[&str]| token_named(&tokenizer, names);
         let masking = Masking::new(&tokenizer, seed)?;
@@ -79,7 +79,7 @@ impl MaskedDataset {
         hasher.update(&shards.checksum);
         hasher.update(&(context as u64).to_le_bytes());
         let field = |name| Field::new(name, ElementType::I32, &[context]);
-        Ok(MaskedDataset {
+        Ok(MaskedWindows {
             filler: named(&[FILLER, "<pad>"]).unwrap_or(0),
             fields: ["input_ids", "attention_mask", "token_type_ids", "labels"].map(field).to_vec(),
             checksum: hasher.finalize().to_hex().to_string(),
@@ -94,7 +94,7 @@ impl MaskedDataset {
     }
 }
 
-impl Dataset for MaskedDataset {
+impl Dataset for MaskedWindows {
     fn fields(&self) -> &[Field] {
         &self.fields
     }

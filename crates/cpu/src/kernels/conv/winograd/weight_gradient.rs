@@ -21,7 +21,7 @@ const FILTERS: usize = 128;
 
 /// A weight gradient in this form.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Gradient {
+pub(in super::super) struct WeightGradient {
     map: Map,
     channels: usize,
     filters: usize,
@@ -29,15 +29,15 @@ pub(in super::super) struct Gradient {
     tiles: usize,
 }
 
-impl Gradient {
+impl WeightGradient {
     /// `None` if the convolution has another form, or too few channels to gain by it.
-    pub(in super::super) fn new(spec: &Convolution) -> Option<Gradient> {
+    pub(in super::super) fn new(spec: &Convolution) -> Option<WeightGradient> {
         if spec.direction != Direction::WeightGradient || !fits(spec) {
             return None;
         }
         let (map, channels, filters) = (Map::of(spec), spec.channels, spec.filters);
         let most = (BLOCK / (POINTS * size_of::<f32>() * (channels + filters))).clamp(TILES[0], TILES[1]);
-        Some(Gradient { map, channels, filters, tiles: most.min(map.tiles()) })
+        Some(WeightGradient { map, channels, filters, tiles: most.min(map.tiles()) })
     }
 
     /// Filters of a product.
